@@ -1,0 +1,314 @@
+//! Serving a checkpoint with burn.
+//!
+//! A prompt is computed in chunks of [`PREFILL_CHUNK`] tokens, output tokens one by one. A resumed
+//! request computes its `prefix` one by one too, although chunks would be faster: a product over
+//! several rows may round differently, and the continuation must be bit for bit what the first
+//! worker would have computed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+
+use super::{Engine, EngineError, Generation, LoadError, Sampler, Step};
+use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer, TokenizerError};
+use crate::manifest::Manifest;
+use crate::qwen3::{KvCache, Qwen3};
+use crate::text::TextStream;
+use crate::{FinishReason, GenerateRequest, ModelDigest, ModelInfo, RequestError, Token};
+
+/// Prompt tokens per step. Large enough for matrix products to run at full speed, small enough that
+/// a long prompt does not keep other generations waiting.
+const PREFILL_CHUNK: usize = 64;
+/// Tokens of a resumed request's prefix per step.
+const REPLAY_CHUNK: usize = 16;
+
+/// A decoder on a burn device, ready to serve.
+#[derive(Debug, Clone)]
+pub struct BurnEngine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    info: ModelInfo,
+    config: ModelConfig,
+    model: Qwen3,
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    manifest: Manifest,
+    device: Device,
+}
+
+impl BurnEngine {
+    /// Loads a checkpoint directory on the CPU. With `expected`, the files must be those of that
+    /// digest. `progress` gets bytes read and bytes in all.
+    pub fn load(
+        dir: &Path,
+        expected: Option<ModelDigest>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?)
+    }
+
+    /// Loads the model that is built into the program.
+    pub fn embedded() -> Result<Self, LoadError> {
+        let files = crate::embedded::files();
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        Self::from_checkpoint(Checkpoint::from_files(crate::embedded::NAME.to_owned(), files, None)?)
+    }
+
+    fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self, LoadError> {
+        let Checkpoint { name, config, tensors, tokenizer, template, manifest } = checkpoint;
+        let device = Device::flex();
+        let dimensions = config.dimensions.clone();
+        let model =
+            guard(|| Qwen3::from_tensors(dimensions, &device, |name, shape| tensors.get(name, shape)))
+                .map_err(LoadError::Backend)??;
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let info = ModelInfo {
+            name,
+            digest: manifest.digest(),
+            context: count(config.dimensions.max_position_embeddings),
+            parameters: config.dimensions.parameters(),
+            family: "qwen3".into(),
+            quantisation: "f32".into(),
+        };
+        let shared = Shared { info, config, model, tokenizer, template, manifest, device };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The files that were loaded.
+    pub fn manifest(&self) -> &Manifest {
+        &self.shared.manifest
+    }
+
+    /// The tokenizer of the model.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.shared.tokenizer
+    }
+
+    /// The rendered prompt of a conversation.
+    pub fn render(&self, request: &GenerateRequest) -> Result<String, RequestError> {
+        self.shared.render(request)
+    }
+
+    /// Logits after each token of a sequence, computed in one pass without a cache.
+    pub fn logits(&self, ids: &[u32]) -> Result<Vec<Vec<f32>>, RequestError> {
+        self.shared.check_ids("ids", ids)?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let data: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        self.rows("ids", ids.len(), |shared| {
+            let ids = Tensor::<1, burn::tensor::Int>::from_data(data.as_slice(), &shared.device);
+            let logits = shared.model.forward(ids.unsqueeze());
+            logits.squeeze_dim(0)
+        })
+    }
+
+    /// The same, through the cache, `chunk` tokens at a time: what serving computes.
+    pub fn logits_cached(&self, ids: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>, RequestError> {
+        self.shared.check_ids("ids", ids)?;
+        let mut cache = KvCache::new(&self.shared.config.dimensions, ids.len(), &self.shared.device);
+        let mut all = Vec::new();
+        for chunk in ids.chunks(chunk.max(1)) {
+            all.extend(
+                self.rows("ids", chunk.len(), |shared| shared.model.forward_cached(chunk, &mut cache))?,
+            );
+        }
+        Ok(all)
+    }
+
+    fn rows(
+        &self,
+        field: &str,
+        count: usize,
+        run: impl FnOnce(&Shared) -> Tensor<2>,
+    ) -> Result<Vec<Vec<f32>>, RequestError> {
+        let values = guard(|| host(run(&self.shared))).map_err(|e| RequestError::invalid(field, e))?;
+        Ok(values.chunks(values.len() / count.max(1)).map(<[f32]>::to_vec).collect())
+    }
+}
+
+impl Engine for BurnEngine {
+    fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    fn start(&self, request: &GenerateRequest) -> Result<Box<dyn Generation>, RequestError> {
+        let shared = &self.shared;
+        request.validate()?;
+        if request.model != shared.info.digest {
+            return Err(RequestError::UnknownModel);
+        }
+        let text = shared.render(request)?;
+        let mut ids = shared
+            .tokenizer
+            .encode(&text)
+            .map_err(|e: TokenizerError| RequestError::Template { why: e.to_string() })?;
+        let context = shared.config.dimensions.max_position_embeddings;
+        let prompt = ids.len();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let prefix = request.prefix.as_slice();
+        if prompt == 0 {
+            return Err(RequestError::invalid("messages", "the chat template renders them to nothing"));
+        }
+        if prompt >= context {
+            let prompt = count(prompt + prefix.len());
+            return Err(RequestError::ContextExceeded { prompt, limit: count(context) });
+        }
+        let limit = request.sampling.max_tokens.map_or(context, |n| n as usize).min(context - prompt);
+        if prefix.len() > limit {
+            let why = format!("{} tokens, but the whole answer may have {limit}", prefix.len());
+            return Err(RequestError::invalid("prefix", why));
+        }
+        shared.check_ids("prefix", prefix)?;
+        if let Some(id) = prefix.iter().find(|id| shared.config.end_tokens.contains(id)) {
+            let why = format!("token {id} ends an answer and cannot be continued");
+            return Err(RequestError::invalid("prefix", why));
+        }
+        let mut stream = TextStream::new(&request.sampling.stop);
+        for &id in prefix {
+            stream.push(shared.tokenizer.bytes(id));
+        }
+        ids.extend_from_slice(prefix);
+        Ok(Box::new(BurnGeneration {
+            shared: Arc::clone(shared),
+            prompt,
+            prompt_tokens: count(ids.len()),
+            ids,
+            cache: None,
+            sampler: Sampler::new(&request.sampling),
+            text: stream,
+            limit,
+            ended: false,
+        }))
+    }
+}
+
+impl Shared {
+    fn render(&self, request: &GenerateRequest) -> Result<String, RequestError> {
+        for (i, message) in request.messages.iter().enumerate() {
+            if let Some(token) = self.tokenizer.control_token_in(&message.content) {
+                let why = format!("contains {token:?}, which structures the conversation; remove it");
+                return Err(RequestError::invalid(format!("messages[{i}].content"), why));
+            }
+        }
+        self.template
+            .render(&request.messages)
+            .map_err(|e| RequestError::Template { why: e.to_string().chars().take(200).collect() })
+    }
+
+    fn check_ids(&self, field: &str, ids: &[u32]) -> Result<(), RequestError> {
+        let dimensions = &self.config.dimensions;
+        if ids.len() > dimensions.max_position_embeddings {
+            let limit = dimensions.max_position_embeddings;
+            let why = format!("{} tokens, the model's context holds {limit}", ids.len());
+            return Err(RequestError::invalid(field, why));
+        }
+        match ids.iter().find(|&&id| id as usize >= dimensions.vocab_size) {
+            Some(id) => {
+                let why = format!("token {id} is not below `vocab_size`, {}", dimensions.vocab_size);
+                Err(RequestError::invalid(field, why))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+struct BurnGeneration {
+    shared: Arc<Shared>,
+    /// Prompt, prefix and output so far.
+    ids: Vec<u32>,
+    /// Length of the rendered prompt; output positions count from here.
+    prompt: usize,
+    /// Prompt and prefix.
+    prompt_tokens: u32,
+    /// Allocated by the first step, so that an answer that nobody pays for costs no memory.
+    cache: Option<KvCache>,
+    sampler: Sampler,
+    text: TextStream,
+    /// Output positions allowed.
+    limit: usize,
+    /// The model ended its turn.
+    ended: bool,
+}
+
+impl BurnGeneration {
+    /// Feeds tokens to the model. The last ones' logits, once nothing is left to feed.
+    fn advance(&mut self) -> Option<Vec<f32>> {
+        let Self { shared, ids, cache, prompt, .. } = self;
+        let cache = cache.get_or_insert_with(|| {
+            KvCache::new(&shared.config.dimensions, *prompt + self.limit, &shared.device)
+        });
+        let mut single = REPLAY_CHUNK;
+        while single > 0 && cache.len() < ids.len() {
+            let from = cache.len();
+            let to = match from < *prompt {
+                true => {
+                    single = 1;
+                    (from + PREFILL_CHUNK).min(*prompt)
+                }
+                false => from + 1,
+            };
+            single -= 1;
+            let logits = shared.model.forward_cached_last(&ids[from..to], cache);
+            if to == ids.len() {
+                return Some(host(logits));
+            }
+        }
+        None
+    }
+}
+
+impl Generation for BurnGeneration {
+    fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens
+    }
+
+    fn step(&mut self) -> Result<Step, EngineError> {
+        if self.at_end() {
+            self.cache = None;
+            let stop = self.ended || self.text.stopped();
+            let reason = if stop { FinishReason::Stop } else { FinishReason::Length };
+            return Ok(Step::Finished { reason, text: self.text.finish() });
+        }
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let Some(logits) = guard(|| self.advance()).map_err(EngineError::Backend)? else {
+            let done = count(self.cache.as_ref().map_or(0, KvCache::len));
+            return Ok(Step::Prefilling { done, total: self.prompt_tokens });
+        };
+        let position = self.ids.len() - self.prompt;
+        let id = self
+            .sampler
+            .pick(&logits, count(position))
+            .ok_or(EngineError::NotFinite { position: count(self.ids.len()) })?;
+        if self.shared.config.end_tokens.contains(&id) {
+            self.ended = true;
+            return self.step();
+        }
+        self.ids.push(id);
+        let text = self.text.push(self.shared.tokenizer.bytes(id));
+        Ok(Step::Token(Token { id, text }))
+    }
+
+    fn at_end(&self) -> bool {
+        self.ended || self.text.stopped() || self.ids.len() - self.prompt >= self.limit
+    }
+}
+
+fn host(logits: Tensor<2>) -> Vec<f32> {
+    logits.into_data().iter::<f32>().collect()
+}
+
+/// burn reports errors by panicking (an allocation that fails, say). One request must not take the
+/// worker down, so a panic becomes an error of that request.
+fn guard<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        text.unwrap_or("unknown panic").chars().take(200).collect()
+    })
+}

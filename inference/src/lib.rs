@@ -1,0 +1,61 @@
+//! What a job is, and the engine that runs it.
+//!
+//! The crate has two halves. The first is always there and small enough for the light client:
+//! [`GenerateRequest`] and its [`codec`], [`Sampling`], [`Token`], [`Usage`], the typed
+//! [`RequestError`], the [`text`] state machine that turns token bytes into text, and the
+//! [`manifest`] by which a model is named (`name@digest`).
+//!
+//! The second half, behind the feature `engine`, loads an ordinary Hugging Face checkpoint
+//! directory ([`checkpoint`]) into a Qwen3 decoder written in burn ([`qwen3`]), and runs it
+//! ([`engine`], [`runner`]). [`train`] makes the model that is built in ([`embedded`]).
+//!
+//! Two rules hold everywhere, because an answer may be continued by another worker:
+//!
+//! * The next token is a function of the token ids before it, the seed and the output position.
+//! * The text released so far is a function of the output ids so far. A request resumed with
+//!   [`GenerateRequest::prefix`] therefore emits exactly the text that was not yet emitted.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod codec;
+mod error;
+mod info;
+mod job;
+pub mod manifest;
+mod sampling;
+pub mod text;
+mod tokens;
+
+#[cfg(feature = "engine")]
+pub mod checkpoint;
+#[cfg(feature = "engine")]
+pub mod embedded;
+#[cfg(feature = "engine")]
+pub mod engine;
+#[cfg(feature = "engine")]
+pub mod qwen3;
+#[cfg(feature = "engine")]
+pub mod runner;
+#[cfg(feature = "engine")]
+pub mod train;
+
+#[doc(hidden)]
+pub mod fuzz;
+
+pub use error::RequestError;
+pub use info::{ModelDigest, ModelInfo, ModelRef, ModelRefError};
+pub use job::{ChatRole, GenerateRequest, Message};
+pub use sampling::Sampling;
+pub use tokens::{FinishReason, Token, Usage};
+
+/// Bounds on what a request may hold.
+pub mod limits {
+    pub use crate::codec::MAX_REQUEST_BYTES;
+    pub use crate::info::MAX_NAME_BYTES;
+    pub use crate::job::{MAX_CONTENT_BYTES, MAX_MESSAGES, MAX_PREFIX_TOKENS};
+    pub use crate::sampling::{MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE};
+}
+
+#[cfg(feature = "engine")]
+pub use engine::{
+    BurnEngine, Completion, EchoEngine, Engine, EngineError, Generation, LoadError, Paced, Step, complete,
+};

@@ -1,0 +1,36 @@
+//! The wire form of a request is pinned: a change of it must be a decision.
+
+use std::path::Path;
+
+use cocoon_inference::{ChatRole, GenerateRequest, Message, Sampling, codec};
+
+fn request() -> GenerateRequest {
+    GenerateRequest {
+        model: std::array::from_fn(|i| i as u8),
+        messages: vec![
+            Message { role: ChatRole::System, content: "Be brief.".into() },
+            Message { role: ChatRole::User, content: "Grüße, 世界".into() },
+            Message { role: ChatRole::Assistant, content: "Hi".into() },
+        ],
+        sampling: Sampling {
+            temperature: 0.5,
+            top_p: 0.9,
+            seed: 1 << 40,
+            stop: vec!["\n\n".into()],
+            max_tokens: Some(300),
+        },
+        prefix: vec![0, 250, 251, 70_000],
+    }
+}
+
+#[test]
+fn a_request_is_encoded_as_ever() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate_request_v1.hex");
+    let encoded = hex::encode(codec::encode_request(&request()).unwrap());
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, encoded.clone() + "\n").unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(encoded, golden.trim());
+    assert_eq!(codec::decode_request(&hex::decode(golden.trim()).unwrap()).unwrap(), request());
+}

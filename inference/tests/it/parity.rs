@@ -1,0 +1,129 @@
+//! The decoder computes what `transformers` computes.
+//!
+//! The fixtures are random checkpoints with the logits of PyPI/Debian `transformers` at every
+//! position, written by `tests/parity/make_fixture.py`. The bound is the largest difference relative
+//! to the largest logit of the position.
+
+use cocoon_inference::BurnEngine;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::testkit::{fixture, load};
+
+const BOUND: f32 = 1e-4;
+const FIXTURES: [&str; 2] = ["untied", "tied"];
+
+struct Expected {
+    ids: Vec<u32>,
+    logits: Vec<Vec<f32>>,
+    greedy_prompt: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+fn expected(name: &str) -> Expected {
+    let bytes = std::fs::read(fixture(name).join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let words = |tensor: &str, dtype| {
+        let view = file.tensor(tensor).unwrap();
+        assert_eq!(view.dtype(), dtype);
+        view.data().as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<Vec<_>>()
+    };
+    let ids = |tensor| words(tensor, Dtype::U32);
+    let logits: Vec<f32> = words("logits", Dtype::F32).into_iter().map(f32::from_bits).collect();
+    let width = file.tensor("logits").unwrap().shape()[1];
+    Expected {
+        ids: ids("ids"),
+        logits: logits.chunks(width).map(<[f32]>::to_vec).collect(),
+        greedy_prompt: ids("greedy_prompt"),
+        greedy: ids("greedy"),
+    }
+}
+
+fn assert_close(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let mut worst = 0f32;
+    for (position, (a, b)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(a.len(), b.len(), "{what}, position {position}");
+        let difference = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let scale = b.iter().map(|b| b.abs()).fold(0.0, f32::max);
+        worst = worst.max(difference / scale);
+        assert!(difference <= BOUND * scale, "{what}, position {position}: {difference} of {scale}");
+    }
+    println!("{what}: worst {worst:.2e}");
+}
+
+fn argmax(row: &[f32]) -> u32 {
+    let best = row.iter().enumerate().reduce(|a, b| if b.1 > a.1 { b } else { a }).unwrap();
+    best.0 as u32
+}
+
+#[test]
+fn logits_are_those_of_transformers_at_every_position() {
+    for name in FIXTURES {
+        let expected = expected(name);
+        let logits = load(name).logits(&expected.ids).unwrap();
+        assert_close(&format!("{name}, one pass"), &logits, &expected.logits);
+    }
+}
+
+#[test]
+fn prefill_equals_token_by_token() {
+    for name in FIXTURES {
+        let expected = expected(name);
+        let engine = load(name);
+        for chunk in [1, 7, 64] {
+            let logits = engine.logits_cached(&expected.ids, chunk).unwrap();
+            assert_close(&format!("{name}, chunks of {chunk}"), &logits, &expected.logits);
+        }
+    }
+}
+
+fn greedy(engine: &BurnEngine, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut ids = prompt.to_vec();
+    for _ in 0..count {
+        let logits = engine.logits_cached(&ids, 1).unwrap();
+        ids.push(argmax(logits.last().unwrap()));
+    }
+    ids.split_off(prompt.len())
+}
+
+#[test]
+fn the_greedy_continuation_is_that_of_transformers() {
+    for name in FIXTURES {
+        let expected = expected(name);
+        let found = greedy(&load(name), &expected.greedy_prompt, expected.greedy.len());
+        assert_eq!(found, expected.greedy, "{name}");
+    }
+}
+
+#[test]
+fn prompts_are_rendered_and_tokenised_as_transformers_does() {
+    use cocoon_inference::{ChatRole, Engine, GenerateRequest, Message, Sampling};
+    for name in FIXTURES {
+        let engine = load(name);
+        let text = std::fs::read_to_string(fixture(name).join("expected_chat.json")).unwrap();
+        let chats: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for chat in chats.as_array().unwrap() {
+            let messages = chat["messages"].as_array().unwrap().iter().map(|m| Message {
+                role: match m["role"].as_str().unwrap() {
+                    "system" => ChatRole::System,
+                    "user" => ChatRole::User,
+                    _ => ChatRole::Assistant,
+                },
+                content: m["content"].as_str().unwrap().into(),
+            });
+            let request = GenerateRequest {
+                model: engine.info().digest,
+                messages: messages.collect(),
+                sampling: Sampling::default(),
+                prefix: Vec::new(),
+            };
+            let rendered = engine.render(&request).unwrap();
+            assert_eq!(rendered, chat["text"].as_str().unwrap());
+            let ids: Vec<u64> =
+                engine.tokenizer().encode(&rendered).unwrap().into_iter().map(u64::from).collect();
+            let expected: Vec<u64> =
+                chat["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+            assert_eq!(ids, expected);
+        }
+    }
+}

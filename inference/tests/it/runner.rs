@@ -1,0 +1,250 @@
+//! The runner with real threads.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use cocoon_inference::engine::{Engine, EngineError, Generation, Step};
+use cocoon_inference::runner::{Event, JobHandle, Runner, RunnerLimits};
+use cocoon_inference::{
+    EchoEngine, FinishReason, GenerateRequest, ModelInfo, Paced, RequestError, Sampling, Usage,
+};
+
+use crate::testkit::{engine, request};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn runner(engine: impl Engine + 'static, slots: usize, queue: usize) -> Runner {
+    Runner::spawn(Arc::new(engine), RunnerLimits { slots, queue, threads: 2 })
+}
+
+fn submit(runner: &Runner, content: &str) -> (JobHandle, Receiver<Event>) {
+    let (sender, receiver) = sync_channel(4096);
+    let sink = move |event| sender.send(event).unwrap_or_default();
+    let job = request(runner.engine().as_ref(), content, Sampling::default());
+    (runner.submit(job, Box::new(sink)).unwrap(), receiver)
+}
+
+fn next(events: &Receiver<Event>) -> Event {
+    events.recv_timeout(PATIENCE).expect("no event came")
+}
+
+/// Takes events until `count` tokens came.
+fn tokens(events: &Receiver<Event>, count: usize) -> usize {
+    let mut seen = 0;
+    while seen < count {
+        match next(events) {
+            Event::Tokens(tokens) => seen += tokens.len(),
+            other => panic!("expected tokens, found {other:?}"),
+        }
+    }
+    seen
+}
+
+#[test]
+fn a_job_waits_for_its_allowance_and_stops_exactly_there() {
+    let runner = runner(EchoEngine::new(50, 10), 2, 2);
+    let (handle, events) = submit(&runner, "hello");
+    assert_eq!(next(&events), Event::Prepared { prompt_tokens: 5 });
+    assert!(events.recv_timeout(Duration::from_millis(30)).is_err(), "ran without allowance");
+    handle.allow(7);
+    assert_eq!(tokens(&events, 7), 7);
+    assert!(events.recv_timeout(Duration::from_millis(30)).is_err(), "ran beyond its allowance");
+    handle.allow(3);
+    assert!(events.recv_timeout(Duration::from_millis(30)).is_err(), "an allowance went down");
+    handle.allow(50);
+    assert_eq!(tokens(&events, 43), 43);
+    // The end costs nothing, so it needs no allowance beyond the last token.
+    let usage = Usage { prompt_tokens: 5, completion_tokens: 50 };
+    assert_eq!(next(&events), Event::Finished { reason: FinishReason::Stop, text: String::new(), usage });
+}
+
+#[test]
+fn the_first_token_comes_alone_and_the_others_in_few_events() {
+    let runner = runner(EchoEngine::new(201, 10), 1, 0);
+    let (handle, events) = submit(&runner, "hello");
+    handle.allow(u32::MAX);
+    let mut sizes = Vec::new();
+    loop {
+        match next(&events) {
+            Event::Tokens(tokens) => sizes.push(tokens.len()),
+            Event::Finished { .. } => break,
+            _ => {}
+        }
+    }
+    assert_eq!(sizes[0], 1);
+    assert_eq!(sizes.iter().sum::<usize>(), 201);
+    assert!(sizes.len() <= 20, "{sizes:?}");
+}
+
+#[test]
+fn dropping_the_handle_cancels_a_parked_and_a_running_job() {
+    let paced = Paced::new(Arc::new(EchoEngine::new(1_000_000, 1)), Duration::from_millis(1));
+    let runner = runner(paced, 2, 0);
+    for allowance in [0, u32::MAX] {
+        let (handle, events) = submit(&runner, "x");
+        assert!(matches!(next(&events), Event::Prepared { .. }));
+        handle.allow(allowance);
+        drop(handle);
+        loop {
+            match next(&events) {
+                Event::Tokens(_) => {}
+                Event::Finished { reason, .. } => {
+                    assert_eq!(reason, FinishReason::Cancelled);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(events.recv_timeout(PATIENCE).is_err(), "an event after the last");
+    }
+}
+
+#[test]
+fn jobs_beyond_the_slots_are_priced_and_wait_and_beyond_the_queue_are_refused() {
+    let runner = runner(EchoEngine::new(10, 1), 1, 1);
+    let (first, first_events) = submit(&runner, "a");
+    next(&first_events);
+    first.allow(4);
+    assert_eq!(tokens(&first_events, 4), 4);
+    let (second, second_events) = submit(&runner, "b");
+    assert!(matches!(next(&second_events), Event::Prepared { .. }));
+    second.allow(10);
+    assert!(second_events.recv_timeout(Duration::from_millis(30)).is_err(), "ran without a slot");
+    let load = runner.load();
+    assert_eq!((load.active, load.queued), (1, 1));
+    let job = request(runner.engine().as_ref(), "c", Sampling::default());
+    assert!(runner.submit(job, Box::new(|_| ())).is_err());
+    drop(first);
+    assert_eq!(tokens(&second_events, 10), 10);
+}
+
+#[test]
+fn a_refused_request_says_why() {
+    let runner = runner(EchoEngine::new(1, 1), 1, 0);
+    let (sender, events) = sync_channel(8);
+    let job =
+        GenerateRequest { model: [9; 32], ..request(runner.engine().as_ref(), "x", Sampling::default()) };
+    let sink = move |event| sender.send(event).unwrap_or_default();
+    let _handle = runner.submit(job, Box::new(sink)).unwrap();
+    assert_eq!(next(&events), Event::Rejected(RequestError::UnknownModel));
+}
+
+/// An engine whose steps the test lets happen one by one, or which breaks.
+struct Stepwise {
+    info: ModelInfo,
+    permits: std::sync::Mutex<Option<Receiver<()>>>,
+    stepped: SyncSender<u32>,
+}
+
+struct StepwiseGeneration {
+    permits: Receiver<()>,
+    stepped: SyncSender<u32>,
+    made: u32,
+}
+
+impl Engine for Stepwise {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn start(&self, _: &GenerateRequest) -> Result<Box<dyn Generation>, RequestError> {
+        let permits = self.permits.lock().unwrap().take().unwrap();
+        Ok(Box::new(StepwiseGeneration { permits, stepped: self.stepped.clone(), made: 0 }))
+    }
+}
+
+impl Generation for StepwiseGeneration {
+    fn prompt_tokens(&self) -> u32 {
+        1
+    }
+
+    fn step(&mut self) -> Result<Step, EngineError> {
+        self.made += 1;
+        self.stepped.send(self.made).unwrap();
+        assert!(self.permits.recv().is_ok(), "the engine breaks off");
+        Ok(Step::Token(cocoon_inference::Token { id: self.made, text: String::new() }))
+    }
+
+    fn at_end(&self) -> bool {
+        false
+    }
+}
+
+fn stepwise() -> (Stepwise, SyncSender<()>, Receiver<u32>) {
+    let (permit, permits) = sync_channel(100);
+    let (stepped, steps) = sync_channel(100);
+    let info = EchoEngine::new(1, 1).info().clone();
+    (Stepwise { info, permits: std::sync::Mutex::new(Some(permits)), stepped }, permit, steps)
+}
+
+#[test]
+fn a_cancelled_job_makes_no_further_step() {
+    let (engine, permit, steps) = stepwise();
+    let runner = runner(engine, 1, 0);
+    let (handle, events) = submit(&runner, "x");
+    handle.allow(u32::MAX);
+    steps.recv_timeout(PATIENCE).unwrap();
+    permit.send(()).unwrap();
+    assert_eq!(steps.recv_timeout(PATIENCE), Ok(2));
+    handle.cancel();
+    permit.send(()).unwrap();
+    loop {
+        if let Event::Finished { reason, usage, .. } = next(&events) {
+            assert_eq!((reason, usage.completion_tokens), (FinishReason::Cancelled, 2));
+            break;
+        }
+    }
+    assert!(steps.try_recv().is_err(), "a step after the cancellation");
+}
+
+#[test]
+fn an_engine_that_panics_fails_its_job_and_no_other() {
+    let (engine, permit, _steps) = stepwise();
+    let runner = runner(engine, 2, 0);
+    let (handle, events) = submit(&runner, "x");
+    handle.allow(9);
+    drop(permit);
+    loop {
+        match next(&events) {
+            Event::Failed(_) => break,
+            Event::Prepared { .. } | Event::Tokens(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(runner.load().active, 0);
+}
+
+#[test]
+fn several_answers_of_the_real_engine_are_each_what_they_would_be_alone() {
+    use cocoon_inference::engine::complete;
+    let runner = Runner::spawn(Arc::new(engine().clone()), RunnerLimits { slots: 3, queue: 9, threads: 2 });
+    let jobs: Vec<_> = (0..6)
+        .map(|seed| {
+            let sampling = Sampling { temperature: 0.8, seed, max_tokens: Some(20), ..Sampling::default() };
+            let job = request(engine(), "Tell me.", sampling);
+            let (sender, events) = sync_channel(4096);
+            let sink = move |event| sender.send(event).unwrap_or_default();
+            let handle = runner.submit(job.clone(), Box::new(sink)).unwrap();
+            (job, handle, events)
+        })
+        .collect();
+    for (job, handle, events) in jobs {
+        let mut text = String::new();
+        let mut allowance = 0;
+        loop {
+            match next(&events) {
+                Event::Prepared { .. } => {}
+                Event::Tokens(tokens) => text.extend(tokens.into_iter().map(|t| t.text)),
+                Event::Finished { text: tail, .. } => {
+                    text += &tail;
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+            allowance += 8;
+            handle.allow(allowance);
+        }
+        assert_eq!(text, complete(engine(), &job, |_| ()).unwrap().text);
+    }
+}

@@ -1,0 +1,29 @@
+//! `cocoon bench`: measurements, each against a named limit.
+
+mod load;
+mod session;
+
+use clap::{Args as ClapArgs, Subcommand};
+
+use super::service;
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Requests through gateway, host and enclave as real processes, with payment and encryption on
+    Session(session::Args),
+    /// The load generator of `session`: asks a gateway and measures
+    Load(load::Args),
+}
+
+pub(super) fn run(args: Args, verbose: u8) -> anyhow::Result<()> {
+    match args.command {
+        Command::Session(args) => service::block_on(session::run(args, verbose)),
+        Command::Load(args) => load::run(&args),
+    }
+}

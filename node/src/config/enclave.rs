@@ -1,0 +1,288 @@
+//! Configuration of `cocoon enclave`. The template beside this file documents every key.
+//!
+//! The host supplies this file, so the host could lie with it. What decides how prompts are treated, the
+//! `[engine]` section, is therefore measured: [`EnclaveConfig::digest`] is bound into the evidence, and an
+//! asker accepts only digests that its registry lists. The rest says where things are, never what they are.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{ConfigError, Document, Overrides, load, resolve};
+
+/// Configuration of an enclave process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnclaveConfig {
+    /// Where to listen for the host.
+    pub socket: PathBuf,
+    /// The measured section.
+    #[serde(default)]
+    pub engine: EngineConfig,
+    /// Where the model's files are.
+    #[serde(default)]
+    pub model: ModelConfig,
+    /// Who makes the quotes.
+    #[serde(default)]
+    pub tee: TeeConfig,
+    /// Bounds on what one host can make this process hold.
+    #[serde(default)]
+    pub limits: SessionLimits,
+}
+
+/// What answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// A checkpoint served by burn.
+    Burn,
+    /// A fixed pattern, for benchmarks.
+    Echo,
+}
+
+impl EngineKind {
+    /// As written in the file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Burn => "burn",
+            Self::Echo => "echo",
+        }
+    }
+}
+
+/// `[engine]`, measured
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineConfig {
+    /// What answers.
+    pub kind: EngineKind,
+    /// Hex digest the loaded model must have; empty takes the embedded model's.
+    pub model_digest: String,
+    /// Answers produced at once.
+    pub slots: u16,
+    /// Requests that may wait.
+    pub queue: u16,
+    /// Least milliseconds between two tokens of an answer.
+    pub pace_ms: u64,
+    /// Tokens of an echo answer.
+    pub echo_tokens: u32,
+    /// Bytes of each of them.
+    pub echo_bytes: u32,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            kind: EngineKind::Burn,
+            model_digest: String::new(),
+            slots: 4,
+            queue: 256,
+            pace_ms: 0,
+            echo_tokens: 50,
+            echo_bytes: 145,
+        }
+    }
+}
+
+/// `[model]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// A checkpoint's directory; empty for the embedded model.
+    pub directory: PathBuf,
+    /// Threads for inference; 0 for all cores.
+    pub threads: usize,
+}
+
+/// Who makes the quotes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QuoterKind {
+    /// A process that signs its own; only networks whose genesis says so accept it.
+    SoftwareTee,
+    /// The kernel's configfs-tsm.
+    Tsm,
+}
+
+/// `[tee]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TeeConfig {
+    /// Who makes the quotes.
+    pub quoter: QuoterKind,
+    /// The software TEE's platform file.
+    pub platform: PathBuf,
+    /// Where the host places the vendor's collateral for genuine quotes.
+    pub collateral: PathBuf,
+}
+
+impl Default for TeeConfig {
+    fn default() -> Self {
+        Self {
+            quoter: QuoterKind::SoftwareTee,
+            platform: "software-tee.json".into(),
+            collateral: "collateral.json".into(),
+        }
+    }
+}
+
+/// `[limits]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionLimits {
+    /// Sessions at once.
+    pub sessions: usize,
+    /// Requests in flight per session.
+    pub streams_per_session: usize,
+    /// Bytes of prompt per request.
+    pub prompt_bytes: usize,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self { sessions: 256, streams_per_session: 64, prompt_bytes: 48 * 1024 }
+    }
+}
+
+/// Sets the measured digest apart from any other hash of this project.
+const DIGEST_DOMAIN: &[u8] = b"cocoon/enclave-config/v1";
+
+impl EnclaveConfig {
+    /// Serves the embedded model; what the template says.
+    #[must_use]
+    pub fn embedded() -> Self {
+        Self {
+            socket: "enclave.sock".into(),
+            engine: EngineConfig::default(),
+            model: ModelConfig::default(),
+            tee: TeeConfig::default(),
+            limits: SessionLimits::default(),
+        }
+    }
+
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`]; the text names the key and the fix.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        load(path, overrides)
+    }
+
+    /// As TOML.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_default()
+    }
+
+    /// Digest of the measured section: every field with its name and in a fixed order, so that a field added
+    /// later changes every digest instead of hiding in one.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let EngineConfig { kind, model_digest, slots, queue, pace_ms, echo_tokens, echo_bytes } =
+            &self.engine;
+        let canonical = format!(
+            "kind={}\nmodel_digest={}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
+            kind.name(),
+            model_digest.to_ascii_lowercase(),
+        );
+        let mut hash = Sha256::new();
+        hash.update(DIGEST_DOMAIN);
+        hash.update((canonical.len() as u64).to_be_bytes());
+        hash.update(canonical);
+        hash.finalize().into()
+    }
+
+    /// The digest that the loaded model must have, if the file names one.
+    ///
+    /// # Errors
+    /// When it is not 64 hex digits.
+    pub fn expected_model(&self) -> Result<Option<[u8; 32]>, ConfigError> {
+        let text = &self.engine.model_digest;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let mut digest = [0; 32];
+        hex::decode_to_slice(text, &mut digest).map_err(|_| {
+            ConfigError::value(
+                "engine.model_digest",
+                format!("\"{text}\""),
+                "write the 64 hex digits that `cocoon model list` shows",
+            )
+        })?;
+        Ok(Some(digest))
+    }
+}
+
+impl Document for EnclaveConfig {
+    fn resolve(&mut self, base: &Path) {
+        resolve(&mut self.socket, base);
+        resolve(&mut self.tee.platform, base);
+        resolve(&mut self.tee.collateral, base);
+        if !self.model.directory.as_os_str().is_empty() {
+            resolve(&mut self.model.directory, base);
+        }
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        self.expected_model()?;
+        let engine = &self.engine;
+        if engine.slots == 0 {
+            return Err(ConfigError::value("engine.slots", 0, "use at least 1"));
+        }
+        if engine.pace_ms > 60_000 {
+            return Err(ConfigError::value("engine.pace_ms", engine.pace_ms, "use at most 60000"));
+        }
+        if engine.kind == EngineKind::Echo && (engine.echo_tokens == 0 || engine.echo_bytes == 0) {
+            return Err(ConfigError::value(
+                "engine.echo_tokens",
+                engine.echo_tokens,
+                "use at least 1 token of 1 byte",
+            ));
+        }
+        if engine.kind == EngineKind::Burn
+            && !self.model.directory.as_os_str().is_empty()
+            && engine.model_digest.is_empty()
+        {
+            return Err(ConfigError::value(
+                "engine.model_digest",
+                "empty",
+                "name the digest of the checkpoint in `model.directory`; only the embedded model needs none",
+            ));
+        }
+        if self.limits.sessions == 0 || self.limits.streams_per_session == 0 {
+            return Err(ConfigError::value(
+                "limits.sessions",
+                self.limits.sessions,
+                "use at least 1 session of 1 stream",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digest_follows_the_measured_section_and_nothing_else() {
+        let base = EnclaveConfig::embedded();
+        let mut moved = base.clone();
+        moved.socket = "/elsewhere".into();
+        moved.limits.sessions = 1;
+        assert_eq!(base.digest(), moved.digest());
+        let mut paced = base.clone();
+        paced.engine.pace_ms = 1;
+        assert_ne!(base.digest(), paced.digest());
+    }
+
+    #[test]
+    fn a_checkpoint_without_a_digest_is_refused() {
+        let mut config = EnclaveConfig::embedded();
+        config.model.directory = "/models/x".into();
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains("engine.model_digest"), "{error}");
+    }
+}

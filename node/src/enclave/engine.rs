@@ -1,0 +1,113 @@
+//! The engine that answers, loaded from what the configuration names and checked against what it measures.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cocoon_inference::runner::{Runner, RunnerLimits};
+use cocoon_inference::{BurnEngine, EchoEngine, Engine, LoadError, ModelInfo, Paced};
+use thiserror::Error;
+
+use crate::config::{ConfigError, EnclaveConfig, EngineConfig, EngineKind};
+
+/// Why there is no engine.
+#[derive(Debug, Error)]
+pub enum EngineLoadError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The checkpoint.
+    #[error("checkpoint {}", path.display())]
+    Checkpoint {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        why: LoadError,
+    },
+    /// The model inside this executable.
+    #[error("the embedded model cannot be loaded; this executable is damaged, install it again")]
+    Embedded(#[source] LoadError),
+    /// Another model than the configuration says.
+    #[error(
+        "the model's digest is {found}, the configuration key `engine.model_digest` says {expected}; \
+         fetch the model again or change the key"
+    )]
+    Digest {
+        /// What was loaded.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
+}
+
+/// A loaded model and the threads that run it.
+pub struct Loaded {
+    /// Takes requests.
+    pub runner: Runner,
+    /// What is served.
+    pub info: ModelInfo,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+/// Loads the engine. Slow: reads and hashes the whole model.
+///
+/// # Errors
+/// See [`EngineLoadError`].
+pub fn load(config: &EnclaveConfig) -> Result<Loaded, EngineLoadError> {
+    let expected = config.expected_model()?;
+    let settings = &config.engine;
+    let mut engine: Arc<dyn Engine> = match settings.kind {
+        EngineKind::Echo => Arc::new(EchoEngine::new(settings.echo_tokens, settings.echo_bytes as usize)),
+        EngineKind::Burn => Arc::new(burn(config, expected)?),
+    };
+    if settings.pace_ms > 0 {
+        engine = Arc::new(Paced::new(engine, Duration::from_millis(settings.pace_ms)));
+    }
+    let info = engine.info().clone();
+    if let Some(expected) = expected
+        && info.digest != expected
+    {
+        let (found, expected) = (hex::encode(info.digest), hex::encode(expected));
+        return Err(EngineLoadError::Digest { found, expected });
+    }
+    let runner = Runner::spawn(engine, limits(settings, config.model.threads));
+    Ok(Loaded { runner, info })
+}
+
+fn limits(settings: &EngineConfig, threads: usize) -> RunnerLimits {
+    let slots = usize::from(settings.slots);
+    let threads = match (threads, settings.kind) {
+        // An echo takes no time: a second thread would only cost wake-ups.
+        (0, EngineKind::Echo) => 1,
+        (0, EngineKind::Burn) => std::thread::available_parallelism().map_or(1, usize::from).min(slots),
+        (threads, _) => threads,
+    };
+    RunnerLimits { slots, queue: usize::from(settings.queue), threads }
+}
+
+fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
+    let directory = &config.model.directory;
+    if directory.as_os_str().is_empty() {
+        return BurnEngine::embedded().map_err(EngineLoadError::Embedded);
+    }
+    checkpoint(directory, expected)
+}
+
+fn checkpoint(directory: &Path, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
+    let mut tenths = 0;
+    let mut progress = |done: u64, total: u64| {
+        let now = (done.saturating_mul(10)).checked_div(total).unwrap_or(10);
+        if now > tenths {
+            tenths = now;
+            tracing::debug!(percent = now * 10, "loading the model");
+        }
+    };
+    BurnEngine::load(directory, expected, &mut progress)
+        .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why })
+}

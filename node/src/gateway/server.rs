@@ -1,0 +1,352 @@
+//! The HTTP server: routes, the two shapes of an answer, and the way from an answer's events to bytes.
+
+// A shell: response timestamps and deadlines come from the machine's clock.
+#![allow(clippy::disallowed_methods, reason = "the gateway is an async shell")]
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use cocoon_client::{Answer, AnswerEvent, ChatError, ChatRequest, LightPeer};
+use cocoon_inference::{FinishReason, Token, Usage};
+use cocoon_payments::NanoTon;
+use futures::{Stream, StreamExt as _};
+use serde_json::{Value, json};
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::watch};
+
+use super::{
+    openai::{
+        error::ApiError,
+        request::{self, ChatCompletion},
+        response::{self, Chunks},
+    },
+    spend::Spend,
+};
+use crate::http::guard::{GuardConfig, guard};
+
+/// How the gateway listens and what its key may do.
+#[derive(Debug, Clone)]
+pub struct ServeConfig {
+    /// Loopback address; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// The key that every request must carry.
+    pub api_key: String,
+    /// Most that the key may spend while this process lives.
+    pub spend_cap: Option<NanoTon>,
+    /// Longest time from a request to the end of its answer.
+    pub deadline: Duration,
+}
+
+/// Why the gateway could not start or had to stop.
+#[derive(Debug, Error)]
+pub enum GatewayError {
+    /// The address cannot be bound.
+    #[error("cannot listen on {listen}: {source}; another program may hold the port: choose one with --listen, or 127.0.0.1:0")]
+    Bind {
+        /// The configured address.
+        listen: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Only loopback addresses are served: there is no TLS here.
+    #[error("{0} is not a loopback address; put a TLS reverse proxy in front of a loopback port to serve others")]
+    NotLoopback(SocketAddr),
+    /// The accept loop failed.
+    #[error("the HTTP server stopped: {0}")]
+    Serve(#[source] std::io::Error),
+}
+
+/// A bound gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    listener: TcpListener,
+    router: Router,
+    address: SocketAddr,
+}
+
+impl Gateway {
+    /// Binds the port. Nothing is answered before [`Self::serve`].
+    ///
+    /// # Errors
+    /// [`GatewayError::NotLoopback`] or [`GatewayError::Bind`].
+    pub async fn bind(config: ServeConfig, peer: LightPeer) -> Result<Self, GatewayError> {
+        if !config.listen.ip().is_loopback() {
+            return Err(GatewayError::NotLoopback(config.listen));
+        }
+        let bind = |source| GatewayError::Bind { listen: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let guards = GuardConfig::loopback(address.port(), Some(config.api_key.clone()));
+        let state = Arc::new(Shared { peer, spend: Spend::new(config.spend_cap), deadline: config.deadline });
+        let router = Router::new()
+            .route("/v1/chat/completions", post(chat))
+            .route("/v1/models", get(models))
+            .route("/health", get(health))
+            .with_state(state);
+        Ok(Self { listener, router: guard(router, guards), address })
+    }
+
+    /// Where the gateway listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` turns true, then lets running answers end.
+    ///
+    /// # Errors
+    /// [`GatewayError::Serve`].
+    pub async fn serve(self, mut stop: watch::Receiver<bool>) -> Result<(), GatewayError> {
+        use axum::serve::ListenerExt as _;
+        // Tokens are small writes that must leave at once.
+        let listener = self.listener.tap_io(|stream| {
+            let _ = stream.set_nodelay(true);
+        });
+        axum::serve(listener, self.router)
+            .with_graceful_shutdown(async move {
+                let _ = stop.wait_for(|stop| *stop).await;
+            })
+            .await
+            .map_err(GatewayError::Serve)
+    }
+}
+
+struct Shared {
+    peer: LightPeer,
+    spend: Spend,
+    deadline: Duration,
+}
+
+async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let id = request_id();
+    let mut response = match answer(shared, &id, &body).await {
+        Ok(response) => response,
+        Err(error) => error_response(&error),
+    };
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}
+
+async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, ApiError> {
+    let request = request::parse(body)?;
+    let max_cost = shared.spend.allowance()?;
+    let ChatCompletion { model, messages, sampling, stream, include_usage } = request;
+    let seed: u64 = rand::random();
+    let ask = ChatRequest {
+        model: model.clone(),
+        messages,
+        sampling: sampling.into_sampling(seed),
+        max_cost,
+        deadline: Some(shared.deadline),
+    };
+    let mut answer = shared.peer.chat(ask).await?;
+    if stream {
+        // The status line waits for the first token, so that a request refused by a worker (too long for
+        // its context, say) still gets its own status.
+        let (who, first) = first_tokens(&mut answer).await?;
+        let chunks = Chunks::new(&format!("chatcmpl-{id}"), &model, unix_now());
+        let body = SseBody { answer, chunks, shared, include_usage, first: Some((who, first)), done: false };
+        return Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")], Body::from_stream(body))
+            .into_response());
+    }
+    let mut text = String::new();
+    loop {
+        match answer.next().await {
+            Some(Ok(AnswerEvent::Tokens(tokens))) => tokens.iter().for_each(|token| text.push_str(&token.text)),
+            Some(Ok(AnswerEvent::Finished { reason, text: tail, usage, receipt })) => {
+                text.push_str(&tail);
+                shared.spend.add(receipt.total);
+                let proof = response::receipt(&receipt);
+                let id = format!("chatcmpl-{id}");
+                return Ok(Json(response::completion(&id, &model, unix_now(), &text, reason, usage, &proof)).into_response());
+            }
+            Some(Ok(AnswerEvent::Started { .. } | AnswerEvent::Failover { .. })) => {}
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(ended_early().into()),
+        }
+    }
+}
+
+/// Waits for the first part of an answer, and says who gives it.
+async fn first_tokens(answer: &mut Answer) -> Result<(Value, Part), ApiError> {
+    let mut who = Value::Null;
+    loop {
+        match answer.next().await {
+            Some(Ok(AnswerEvent::Started { leg })) => {
+                who = json!({"worker": leg.worker, "assurance": leg.assurance});
+            }
+            Some(Ok(event)) => {
+                if let Some(part) = Part::of(event) {
+                    return Ok((who, part));
+                }
+            }
+            Some(Err(error)) => return Err(error.into()),
+            None => return Err(ended_early().into()),
+        }
+    }
+}
+
+fn ended_early() -> ChatError {
+    ChatError::Internal { what: "the answer ended without a receipt".into() }
+}
+
+/// What of an answer's events reaches an OpenAI client.
+enum Part {
+    Tokens(Vec<Token>),
+    End { reason: FinishReason, text: String, usage: Usage, receipt: Value, total: NanoTon },
+}
+
+impl Part {
+    fn of(event: AnswerEvent) -> Option<Self> {
+        match event {
+            AnswerEvent::Tokens(tokens) => Some(Self::Tokens(tokens)),
+            AnswerEvent::Finished { reason, text, usage, receipt } => {
+                Some(Self::End { reason, text, usage, receipt: response::receipt(&receipt), total: receipt.total })
+            }
+            AnswerEvent::Started { .. } | AnswerEvent::Failover { .. } => None,
+        }
+    }
+}
+
+/// Turns an answer into server-sent events. Dropping it (the client hung up) drops the answer, which
+/// cancels generation and payment.
+struct SseBody {
+    answer: Answer,
+    chunks: Chunks,
+    shared: Arc<Shared>,
+    include_usage: bool,
+    first: Option<(Value, Part)>,
+    done: bool,
+}
+
+impl SseBody {
+    fn render(&mut self, part: Part, out: &mut Vec<u8>) {
+        match part {
+            Part::Tokens(tokens) => {
+                for token in tokens {
+                    // A token that only completes part of a character has no text yet, but it is a token
+                    // that was paid for: its event goes out so that a client may count.
+                    self.chunks.text(&token.text, out);
+                }
+            }
+            Part::End { reason, text, usage, receipt, total } => {
+                if !text.is_empty() {
+                    self.chunks.text(&text, out);
+                }
+                self.chunks.finish(reason, &receipt, out);
+                if self.include_usage {
+                    self.chunks.usage(usage, out);
+                }
+                out.extend_from_slice(response::DONE);
+                self.shared.spend.add(total);
+                self.done = true;
+            }
+        }
+    }
+}
+
+impl Stream for SseBody {
+    type Item = Result<Bytes, std::convert::Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let mut out = Vec::new();
+        if let Some((who, part)) = this.first.take() {
+            out.reserve(1024);
+            this.chunks.role(&who, &mut out);
+            this.render(part, &mut out);
+            return Poll::Ready(Some(Ok(out.into())));
+        }
+        // Whatever is ready leaves in one write.
+        while !this.done && out.len() < 64 * 1024 {
+            match this.answer.poll_next_unpin(context) {
+                Poll::Ready(Some(Ok(event))) => {
+                    if let Some(part) = Part::of(event) {
+                        this.render(part, &mut out);
+                    }
+                }
+                Poll::Ready(failed) => {
+                    let error = match failed {
+                        Some(Err(error)) => ApiError::from(error),
+                        _ => ApiError::from(ended_early()),
+                    };
+                    response::error_event(&error.body(), &mut out);
+                    this.done = true;
+                }
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        if out.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(out.into()))) }
+    }
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    let data: Vec<Value> = shared
+        .peer
+        .models()
+        .await
+        .into_iter()
+        .map(|model| {
+            json!({
+                "id": format!("{}@{}", model.name, hex::encode(model.digest)),
+                "object": "model",
+                "created": 0,
+                "owned_by": "cocoon",
+                "cocoon": {
+                    "name": model.name,
+                    "digest": hex::encode(model.digest),
+                    "context": model.context,
+                    "workers": model.workers,
+                    "price_input": model.price_input,
+                    "price_output": model.price_output,
+                    "price_unit": "nanoTON per million tokens, the lowest on offer",
+                },
+            })
+        })
+        .collect();
+    Json(json!({"object": "list", "data": data}))
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Response {
+    let status = shared.peer.status().await;
+    let ready = status.ready();
+    let body = json!({
+        "status": if ready { "ok" } else { "starting" },
+        "spent_nanoton": shared.spend.spent().0,
+        "peer": status,
+    });
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(body)).into_response()
+}
+
+fn error_response(error: &ApiError) -> Response {
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, Json(error.body())).into_response();
+    if let Some(after) = error.retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+    }
+    response
+}
+
+fn request_id() -> String {
+    format!("{:024x}", rand::random::<u128>() >> 32)
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

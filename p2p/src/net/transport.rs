@@ -1,0 +1,69 @@
+//! The transports of a real peer, and the relay wrapped around whatever transport a swarm has.
+//!
+//! QUIC and TCP (Noise, Yamux) under DNS. Defaults that would break token streams are raised: QUIC
+//! closes a connection after 10 s of silence by itself, and a question may well sit in a queue longer.
+
+use std::time::Duration;
+
+use libp2p::{
+    PeerId, Transport,
+    core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
+    dns,
+    identity::Keypair,
+    noise, quic, relay, tcp, yamux,
+};
+
+use super::NetError;
+
+/// A transport that has authenticated its peer and multiplexes streams.
+pub type Substrate = Boxed<(PeerId, StreamMuxerBox)>;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+fn noise_config(keypair: &Keypair) -> Result<noise::Config, NetError> {
+    noise::Config::new(keypair).map_err(|error| NetError::Transport { what: "Noise", why: error.to_string() })
+}
+
+/// QUIC and TCP under DNS.
+pub(crate) fn sockets(keypair: &Keypair) -> Result<Substrate, NetError> {
+    Ok(match dns::tokio::Transport::system(quic_and_tcp(keypair)?) {
+        Ok(transport) => transport.boxed(),
+        Err(error) => {
+            // Addresses still work; names fail when they are dialled.
+            tracing::warn!(%error, "no usable resolver configuration, so that DNS names cannot be dialled");
+            quic_and_tcp(keypair)?
+        }
+    })
+}
+
+fn quic_and_tcp(keypair: &Keypair) -> Result<Substrate, NetError> {
+    let tcp = tcp::tokio::Transport::new(tcp::Config::default().nodelay(true))
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise_config(keypair)?)
+        .multiplex(yamux::Config::default())
+        .timeout(HANDSHAKE)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let mut config = quic::Config::new(keypair);
+    config.max_idle_timeout = 60_000;
+    config.keep_alive_interval = Duration::from_secs(15);
+    config.handshake_timeout = HANDSHAKE;
+    config.max_concurrent_stream_limit = 1_024;
+    let quic = quic::tokio::Transport::new(config)
+        .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)));
+    Ok(quic.or_transport(tcp).map(|either, _| either.into_inner()).boxed())
+}
+
+/// `base`, and circuits through relays on top of it.
+pub(crate) fn with_relay(
+    base: Substrate,
+    keypair: &Keypair,
+    relay: relay::client::Transport,
+) -> Result<Substrate, NetError> {
+    let circuits = relay
+        .upgrade(Version::V1Lazy)
+        .authenticate(noise_config(keypair)?)
+        .multiplex(yamux::Config::default())
+        .timeout(HANDSHAKE)
+        .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    Ok(circuits.or_transport(base).map(|either, _| either.into_inner()).boxed())
+}

@@ -1,0 +1,28 @@
+//! The two ends of a channel as values that turn inputs into results: no clock, no I/O.
+//!
+//! A *lane* is the ordered sequence of vouchers on one channel. It has one writer, the asker's
+//! [`Payer`], and one reader, the worker's [`Payee`]. Invariants:
+//!
+//! - **The cumulative amount only rises**, on both ends, whatever arrives in whatever order. A stale
+//!   or repeated voucher is refused and changes nothing.
+//! - **The payee accepts nothing that the chain might not pay**: it works from a confirmed, recent read
+//!   of the account and refuses when the channel closes, nears its expiry, or runs out of deposit.
+//! - **What one voucher adds is credited once**: [`allocate`] spreads exactly the difference.
+//!
+//! The payee's shell must make an accepted voucher durable *before* it credits it. So
+//! [`Payee::check`] decides without changing anything, and [`Payee::commit`] moves the lane on after
+//! the write.
+
+mod allocation;
+mod payee;
+mod payer;
+
+pub use allocation::{Allocated, AllocationError, MAX_ALLOCATIONS, allocate};
+pub use payee::{Accepted, Payee, PayeePolicy, Refusal, RefusedFor};
+pub use payer::{AdoptError, PayError, Payer, PayerError};
+
+use crate::NanoTon;
+
+/// Deposit that neither end counts on, for storage fees between two reads of the account: a thousand
+/// times what a channel costs in a day.
+pub const HEADROOM: NanoTon = NanoTon(1_000_000);
