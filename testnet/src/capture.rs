@@ -35,7 +35,9 @@ impl Tap for FileTap {
         let Ok(mut files) = self.files.lock() else { return };
         if !files.iter().any(|(key, _)| *key == (place, inward)) {
             let name = format!("{}-{place}-{}.frames", std::process::id(), if inward { "in" } else { "out" });
-            let Ok(file) = File::options().create(true).append(true).open(self.folder.join(name)) else { return };
+            let Ok(file) = File::options().create(true).append(true).open(self.folder.join(name)) else {
+                return;
+            };
             files.push(((place, inward), file));
         }
         if let Some((_, file)) = files.iter_mut().find(|(key, _)| *key == (place, inward)) {
@@ -110,7 +112,8 @@ pub fn find(recording: &Recording, secret: &str) -> Option<&'static str> {
 fn contains(haystack: &[u8], needle: &[u8], stride: usize) -> bool {
     let span = (needle.len() - 1) * stride + 1;
     haystack.len() >= span
-        && (0..=haystack.len() - span).any(|at| needle.iter().enumerate().all(|(i, byte)| haystack[at + i * stride] == *byte))
+        && (0..=haystack.len() - span)
+            .any(|at| needle.iter().enumerate().all(|(i, byte)| haystack[at + i * stride] == *byte))
 }
 
 #[cfg(test)]

@@ -9,4 +9,4 @@ pub mod capture;
 pub mod null_cipher;
 mod run;
 
-pub use run::{Testnet, answer_events, cocoon, instrumented, kill, Answer};
+pub use run::{Answer, Testnet, answer_events, cocoon, instrumented, kill};

@@ -33,11 +33,16 @@ fn built(name: &str, variable: &str) -> anyhow::Result<PathBuf> {
         None => {
             // A test runs from target/PROFILE/deps.
             let exe = std::env::current_exe()?;
-            let folder = exe.parent().and_then(Path::parent).context("this test does not run from a target folder")?;
+            let folder =
+                exe.parent().and_then(Path::parent).context("this test does not run from a target folder")?;
             folder.join(name)
         }
     };
-    ensure!(path.is_file(), "{} is missing; build it first: cargo build --release --workspace --bins", path.display());
+    ensure!(
+        path.is_file(),
+        "{} is missing; build it first: cargo build --release --workspace --bins",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -144,7 +149,11 @@ impl Testnet {
     ///
     /// # Errors
     /// As [`Self::ask`].
-    pub async fn ask_watching(&self, question: &str, on_event: impl FnMut(usize, &str)) -> anyhow::Result<Answer> {
+    pub async fn ask_watching(
+        &self,
+        question: &str,
+        on_event: impl FnMut(usize, &str),
+    ) -> anyhow::Result<Answer> {
         let response = self.post(&greedy(question)).await?;
         ensure!(response.status().is_success(), "the gateway answered {}", response.text().await?);
         read_stream(response, on_event).await
@@ -173,7 +182,8 @@ impl Testnet {
 
 impl Drop for Testnet {
     fn drop(&mut self) {
-        let _ = Command::new(&self.program).args(["testnet", "down", "--state"]).arg(self.folder.path()).output();
+        let _ =
+            Command::new(&self.program).args(["testnet", "down", "--state"]).arg(self.folder.path()).output();
     }
 }
 
@@ -181,7 +191,10 @@ impl Drop for Testnet {
 ///
 /// # Errors
 /// When it breaks, carries an error, or has no end.
-pub async fn answer_events(response: reqwest::Response, mut on_event: impl FnMut(usize)) -> anyhow::Result<Answer> {
+pub async fn answer_events(
+    response: reqwest::Response,
+    mut on_event: impl FnMut(usize),
+) -> anyhow::Result<Answer> {
     read_stream(response, |seen, _| on_event(seen)).await
 }
 
@@ -192,7 +205,10 @@ fn greedy(question: &str) -> Value {
     })
 }
 
-async fn read_stream(mut response: reqwest::Response, mut on_event: impl FnMut(usize, &str)) -> anyhow::Result<Answer> {
+async fn read_stream(
+    mut response: reqwest::Response,
+    mut on_event: impl FnMut(usize, &str),
+) -> anyhow::Result<Answer> {
     let mut worker = String::new();
     let mut answer = Answer { text: String::new(), events: 0, usage: Value::Null, receipt: Value::Null };
     let mut buffer = Vec::new();

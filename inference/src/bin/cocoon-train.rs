@@ -9,7 +9,7 @@ use cocoon_inference::train::corpus::{Corpus, Mix};
 use cocoon_inference::train::export;
 use cocoon_inference::train::questions::{self, Score};
 use cocoon_inference::train::trainer::{Plan, Trainer};
-use cocoon_inference::{BurnEngine, ChatRole, Engine, GenerateRequest, Generation, Message, Sampling, Step};
+use cocoon_inference::{BurnEngine, ChatRole, Engine, GenerateRequest, Message, Sampling, complete};
 use serde_json::json;
 
 const HELP: &str = "\
@@ -223,17 +223,8 @@ fn ask(engine: &BurnEngine, question: &str) -> Result<(String, u32), Failure> {
         sampling: Sampling::default(),
         prefix: Vec::new(),
     };
-    let mut generation = engine.start(&request)?;
-    let (mut text, mut tokens) = (String::new(), 0);
-    loop {
-        match generation.step()? {
-            Step::Token(token) => {
-                tokens += 1;
-                text.push_str(&token.text);
-            }
-            Step::Finished { text: tail, .. } => return Ok((text + &tail, tokens)),
-        }
-    }
+    let answer = complete(engine, &request, |_| {})?;
+    Ok((answer.text, answer.usage.completion_tokens))
 }
 
 fn print_corpus(options: &Options) -> Result<(), Failure> {

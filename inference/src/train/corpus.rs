@@ -230,11 +230,17 @@ impl Corpus {
         loop {
             let longest = match self.rng.below(100) {
                 0..5 => 1,
-                5..35 => 2,
+                5..40 => 2,
                 _ => 3,
             };
             let other = if self.rng.chance(75) { longest } else { 1 + self.rng.below(longest) };
             let (mut a, mut b) = (self.number(longest), self.number(other));
+            // Which of two numbers is larger is hard to see only where they begin alike: one pair in
+            // four does.
+            if self.rng.chance(25) {
+                let step = [1, 10, 100][self.rng.below(longest)];
+                b = (a + step * self.rng.between(0, 9)).min(999);
+            }
             if self.rng.chance(50) {
                 (a, b) = (b, a);
             }
@@ -247,8 +253,8 @@ impl Corpus {
     fn arithmetic(&mut self) -> Row {
         let (mut a, mut b) = self.pair();
         let op = if self.rng.chance(45) { Op::Add } else { Op::Subtract };
-        // Three differences of four have the larger number first, as people ask them.
-        if op == Op::Subtract && a < b && self.rng.chance(50) {
+        // Two differences of three have the larger number first, as people ask them more often.
+        if op == Op::Subtract && a < b && self.rng.chance(33) {
             (a, b) = (b, a);
         }
         let wording = self.rng.pick(if op == Op::Add { SUMS } else { DIFFERENCES });

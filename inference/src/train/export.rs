@@ -144,6 +144,8 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::checkpoint::ChatTemplate;
+    use crate::{ChatRole, Message};
 
     #[test]
     fn the_tokenizer_file_gives_exactly_the_bytes_and_the_markers() {
@@ -166,22 +168,18 @@ mod tests {
 
     #[test]
     fn the_template_renders_what_was_trained() {
-        let mut environment = minijinja::Environment::new();
-        environment.add_template("chat", CHAT_TEMPLATE).unwrap();
-        let render = |messages: Value| {
-            let context = minijinja::context!(messages => minijinja::Value::from_serialize(&messages), add_generation_prompt => true);
-            bytes::encode(&environment.get_template("chat").unwrap().render(context).unwrap())
-        };
-        let user = json!({"role": "user", "content": "2+2"});
-        let system = json!({"role": "system", "content": "You are a helpful assistant."});
-        assert_eq!(render(json!([user])), bytes::prompt(None, "2+2"));
-        assert_eq!(render(json!([system, user])), bytes::prompt(Some("You are a helpful assistant."), "2+2"));
-        let earlier = json!({"role": "user", "content": "hi"});
-        let said = json!({"role": "assistant", "content": "Hello!"});
-        assert_eq!(
-            render(json!([system, earlier, said, user])),
-            bytes::prompt(Some("You are a helpful assistant."), "2+2")
-        );
+        let config = tokenizer_config().to_string();
+        let template = ChatTemplate::parse(Some(config.as_bytes()), None).unwrap();
+        let message = |role, content: &str| Message { role, content: content.to_owned() };
+        let render = |messages: &[Message]| bytes::encode(&template.render(messages).unwrap());
+        let user = message(ChatRole::User, "2+2");
+        let system = message(ChatRole::System, "You are a helpful assistant.");
+        assert_eq!(render(std::slice::from_ref(&user)), bytes::prompt(None, "2+2"));
+        let expected = bytes::prompt(Some("You are a helpful assistant."), "2+2");
+        assert_eq!(render(&[system.clone(), user.clone()]), expected);
+        let earlier = [message(ChatRole::User, "hi"), message(ChatRole::Assistant, "Hello!")];
+        let whole = [std::slice::from_ref(&system), &earlier, std::slice::from_ref(&user)].concat();
+        assert_eq!(render(&whole), expected, "earlier turns are dropped");
     }
 
     #[test]

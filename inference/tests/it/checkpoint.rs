@@ -87,8 +87,8 @@ fn a_defect_of_the_weights_names_the_tensor() {
 
 #[test]
 fn a_defect_of_the_tokenizer_is_named() {
-    let short = changed("config.json", |b| replace(b, "\"vocab_size\": 272", "\"vocab_size\": 200"));
-    assert!(error(short.path()).contains("but config.json's `vocab_size` is 200"), "{}", error(short.path()));
+    let short = changed("config.json", |b| replace(b, "\"vocab_size\": 272", "\"vocab_size\": 258"));
+    assert!(error(short.path()).contains("but config.json's `vocab_size` is 258"), "{}", error(short.path()));
     let broken = changed("tokenizer.json", |_| b"{".to_vec());
     assert!(error(broken.path()).starts_with("tokenizer.json: not a tokenizer"));
     let plain = changed("tokenizer_config.json", |_| b"{}".to_vec());

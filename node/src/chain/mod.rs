@@ -214,7 +214,7 @@ struct Call {
 async fn json_rpc(State(served): State<Served>, body: Result<Bytes, BytesRejection>) -> Response {
     let call: Call = match read(body) {
         Ok(call) => call,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let id = call.id.clone();
     reply(run(served, call.method, call.params).await, id)
@@ -240,16 +240,17 @@ async fn rest_post(
 ) -> Response {
     match read(body) {
         Ok(params) => reply(run(served, method, params).await, Value::Null),
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }
 
 /// Reads a JSON body, or says in toncenter's shape why it cannot be read.
-fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Response> {
-    let body =
-        body.map_err(|rejection| refuse(rejection.status().as_u16(), rejection.body_text(), Value::Null))?;
+fn read<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Box<Response>> {
+    let body = body.map_err(|rejection| {
+        Box::new(refuse(rejection.status().as_u16(), rejection.body_text(), Value::Null))
+    })?;
     serde_json::from_slice(&body).map_err(|error| {
-        refuse(422, format!("the body is not the JSON that belongs here: {error}"), Value::Null)
+        Box::new(refuse(422, format!("the body is not the JSON that belongs here: {error}"), Value::Null))
     })
 }
 
@@ -291,7 +292,7 @@ struct Grant {
 async fn faucet(State(served): State<Served>, body: Result<Bytes, BytesRejection>) -> Response {
     let Grant { address, amount } = match read(body) {
         Ok(grant) => grant,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let granted = served.run(move |chain| {
         chain.faucet(&address, NanoTon(amount))?;

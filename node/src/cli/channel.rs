@@ -35,9 +35,9 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     let mut list = Vec::new();
     for process in network.processes.iter().filter(|process| process.kind == Kind::Host) {
         let socket = layout.process(&process.name).join("state/control.sock");
-        let reply = control::request(&socket, &json!({"cmd": "channels"}))
-            .await
-            .with_context(|| format!("{} does not answer; `cocoon testnet status` tells more", process.name))?;
+        let reply = control::request(&socket, &json!({"cmd": "channels"})).await.with_context(|| {
+            format!("{} does not answer; `cocoon testnet status` tells more", process.name)
+        })?;
         for channel in reply["channels"].as_array().into_iter().flatten() {
             let mut channel = channel.clone();
             channel["worker"] = process.name.clone().into();
@@ -57,8 +57,13 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
             other => other.to_string(),
         };
         output::line(format!(
-            "{}  {}  deposit {}  paid {}  settled {} nanoTON  {}",
-            text("worker"), text("address"), text("deposit"), text("paid"), text("settled"), text("status")
+            "{}  {}  {}  paid {}  redeemed {}  holds {} (nanoTON)",
+            text("worker"),
+            text("address"),
+            text("stage"),
+            text("cumulative_nanoton"),
+            text("settled_nanoton"),
+            text("balance_nanoton")
         ));
     }
     Ok(())

@@ -68,7 +68,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
         return session.prompt().await;
     }
     let mut question = String::new();
-    std::io::stdin().take(MAX_QUESTION).read_to_string(&mut question).context("cannot read standard input")?;
+    std::io::stdin()
+        .take(MAX_QUESTION)
+        .read_to_string(&mut question)
+        .context("cannot read standard input")?;
     session.once(question.trim()).await
 }
 
@@ -231,10 +234,14 @@ impl Gateway {
 
     async fn first_model(&self) -> anyhow::Result<String> {
         let url = format!("{}/models", self.base);
-        let response = self.http.get(&url).bearer_auth(&self.key).send().await.context("the gateway does not answer")?;
-        let list: Value = accepted(response).await?.json().await.context("the gateway's model list is not JSON")?;
+        let response =
+            self.http.get(&url).bearer_auth(&self.key).send().await.context("the gateway does not answer")?;
+        let list: Value =
+            accepted(response).await?.json().await.context("the gateway's model list is not JSON")?;
         let first = list["data"][0]["id"].as_str();
-        Ok(first.context("no model is on offer: no worker is online, or none that your policy accepts")?.to_owned())
+        Ok(first
+            .context("no model is on offer: no worker is online, or none that your policy accepts")?
+            .to_owned())
     }
 
     async fn post(&self, path: &str, body: &Value) -> anyhow::Result<reqwest::Response> {

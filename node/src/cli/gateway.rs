@@ -39,7 +39,11 @@ pub(super) fn run(args: &Args, instruments: Instruments) -> anyhow::Result<()> {
     runtime.block_on(serve(config, &args.supervised, instruments))
 }
 
-async fn serve(config: GatewayConfig, supervised: &Supervised, instruments: Instruments) -> anyhow::Result<()> {
+async fn serve(
+    config: GatewayConfig,
+    supervised: &Supervised,
+    instruments: Instruments,
+) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let key = localnet::ensure_key(&config.api_key_file)?;
     let serve = ServeConfig {

@@ -11,9 +11,7 @@ use cocoon_client::genesis::Genesis;
 
 use super::output;
 use crate::{
-    config::{
-        ENCLAVE_TEMPLATE, EnclaveConfig, GATEWAY_TEMPLATE, GatewayConfig, HOST_TEMPLATE, HostConfig,
-    },
+    config::{ENCLAVE_TEMPLATE, EnclaveConfig, GATEWAY_TEMPLATE, GatewayConfig, HOST_TEMPLATE, HostConfig},
     localnet::{self, Layout, Network},
 };
 
@@ -56,14 +54,22 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let genesis = Genesis::load(&source)?;
     fs::copy(&source, folder.join("genesis.toml")).context("cannot copy the genesis file")?;
     let wallet = localnet::ensure_wallet(&folder.join("wallet.txt"), genesis.global_id())?;
-    if args.gateway { write_gateway(folder, joined.as_ref())? } else { write_provider(folder, joined.as_ref())? }
+    if args.gateway {
+        write_gateway(folder, joined.as_ref())?
+    } else {
+        write_provider(folder, joined.as_ref())?
+    }
     output::line(format!("wrote {}", folder.display()));
     output::line(format!("network {}, wallet {}", genesis.name(), wallet.address()));
     output::line("back up wallet.txt: whoever has its words has the money, and nobody else can restore them");
     output::line(if args.gateway {
         format!("next: fund the wallet, then `cocoon gateway --config {}`", main.display())
     } else {
-        format!("next: read {}, fund the wallet for fees, then `cocoon up {}`", main.display(), folder.display())
+        format!(
+            "next: read {}, fund the wallet for fees, then `cocoon up {}`",
+            main.display(),
+            folder.display()
+        )
     });
     Ok(())
 }
@@ -80,7 +86,8 @@ fn write_provider(folder: &Path, joined: Option<&Joined>) -> anyhow::Result<()> 
             host.network.bootstrap.clone_from(&network.bootstrap);
             host.chain.url.clone_from(&network.chain.url);
             host.chain.api_key = chain_key(network)?;
-            let mut enclave: EnclaveConfig = toml::from_str(ENCLAVE_TEMPLATE).context("the enclave template")?;
+            let mut enclave: EnclaveConfig =
+                toml::from_str(ENCLAVE_TEMPLATE).context("the enclave template")?;
             enclave.engine.model_digest = hex::encode(cocoon_inference::embedded::digest());
             enclave.tee.platform = layout.platform();
             (host.to_toml(), enclave.to_toml())

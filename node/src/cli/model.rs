@@ -8,7 +8,8 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, Subcommand};
 use cocoon_inference::{
-    BurnEngine, ChatRole, Engine as _, GenerateRequest, Message, Sampling, complete, embedded, manifest::verify_digest,
+    BurnEngine, ChatRole, Engine as _, GenerateRequest, Message, Sampling, complete, embedded,
+    manifest::verify_digest,
 };
 use serde_json::json;
 
@@ -64,8 +65,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         Command::List { folders, json } => list(folders, *json),
         Command::Verify { folder, digest } => verify(folder, digest),
         Command::Generate { folder, prompt, temperature, max_tokens, seed, json } => {
-            let sampling =
-                Sampling { temperature: *temperature, top_p: 1.0, seed: *seed, stop: Vec::new(), max_tokens: *max_tokens };
+            let sampling = Sampling {
+                temperature: *temperature,
+                top_p: 1.0,
+                seed: *seed,
+                stop: Vec::new(),
+                max_tokens: *max_tokens,
+            };
             generate(folder.as_deref(), prompt, sampling, *json)
         }
     }
@@ -77,12 +83,15 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<()> {
     embedded::write_to(&embedded_dir).context("cannot unpack the embedded model")?;
     let mut found = vec![("(embedded)".to_owned(), embedded_dir)];
     for folder in folders {
-        let inside = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        let inside =
+            std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
         let mut all: Vec<PathBuf> = inside.filter_map(|entry| Some(entry.ok()?.path())).collect();
         all.push(folder.clone());
         all.sort();
         found.extend(
-            all.into_iter().filter(|path| path.join("config.json").is_file()).map(|path| (path.display().to_string(), path)),
+            all.into_iter()
+                .filter(|path| path.join("config.json").is_file())
+                .map(|path| (path.display().to_string(), path)),
         );
     }
     let mut models = Vec::new();
@@ -102,7 +111,11 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<()> {
         let text = |field: &str| model[field].as_str().unwrap_or("?").to_owned();
         output::line(format!("{}@{}", text("name"), text("digest")));
         output::line(format!(
-            "    {}, {} parameters, context {}, {}", text("family"), model["parameters"], model["context"], text("path")
+            "    {}, {} parameters, context {}, {}",
+            text("family"),
+            model["parameters"],
+            model["context"],
+            text("path")
         ));
     }
     Ok(())
@@ -111,7 +124,8 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<()> {
 fn verify(folder: &Path, digest: &str) -> anyhow::Result<()> {
     let hex_digits = digest.rsplit('@').next().unwrap_or(digest);
     let mut expected = [0; 32];
-    hex::decode_to_slice(hex_digits, &mut expected).context("the digest must be 64 hex digits, or name@ and 64 hex digits")?;
+    hex::decode_to_slice(hex_digits, &mut expected)
+        .context("the digest must be 64 hex digits, or name@ and 64 hex digits")?;
     verify_digest(folder, &expected)?;
     output::line(format!("{} is {hex_digits}", folder.display()));
     Ok(())

@@ -32,7 +32,9 @@ impl Supervised {
     /// Ties this process to its parent, if asked to.
     pub(super) fn attach(&self) -> anyhow::Result<()> {
         match self.die_with_parent {
-            Some(parent) => crate::process::die_with_parent(parent).context("cannot follow the parent process"),
+            Some(parent) => {
+                crate::process::die_with_parent(parent).context("cannot follow the parent process")
+            }
             None => Ok(()),
         }
     }
@@ -49,7 +51,10 @@ impl Supervised {
 
 /// Runs a command's future on the runtime that all of them share.
 pub(super) fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     let result = runtime.block_on(work);
     // A task stuck in a blocking call must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(2));

@@ -35,7 +35,9 @@ impl Parser {
             events.push(if data == b"[DONE]" {
                 Event::Done
             } else {
-                Event::Data(serde_json::from_slice(data).context("the gateway sent an event that is not JSON")?)
+                Event::Data(
+                    serde_json::from_slice(data).context("the gateway sent an event that is not JSON")?,
+                )
             });
         }
         self.buffer.drain(..start);

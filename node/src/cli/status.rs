@@ -28,10 +28,16 @@ pub(super) struct Args {
 
 pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     if let Some(folder) = &args.provider {
-        let config = crate::config::HostConfig::load(&folder.join("host.toml"), &crate::config::Overrides::from_env())?;
+        let config = crate::config::HostConfig::load(
+            &folder.join("host.toml"),
+            &crate::config::Overrides::from_env(),
+        )?;
         let socket = config.control_socket();
         let status = ask(&socket, "status").await.map_err(|why| {
-            Stop::NothingRunning(format!("no provider answers at {} ({why}); start it with `cocoon up`", socket.display()))
+            Stop::NothingRunning(format!(
+                "no provider answers at {} ({why}); start it with `cocoon up`",
+                socket.display()
+            ))
         })?;
         show(&json!([{"name": "host", "kind": "host", "running": true, "status": status}]), args.json);
         return Ok(());
@@ -96,7 +102,8 @@ async fn ask(socket: &std::path::Path, command: &str) -> Result<Value, String> {
 async fn gateway(network: &Network) -> Result<Value, String> {
     let key = network.api_key().map_err(|error| error.to_string())?;
     let url = format!("{}/health", network.base_url.trim_end_matches("/v1"));
-    let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().map_err(|error| error.to_string())?;
+    let http =
+        reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().map_err(|error| error.to_string())?;
     let response = http.get(url).bearer_auth(key).send().await.map_err(|error| error.to_string())?;
     response.json().await.map_err(|error| error.to_string())
 }

@@ -85,7 +85,8 @@ struct UpArgs {
 
 fn parse_echo(text: &str) -> Result<(u32, u32), String> {
     let pair = text.split_once('x').and_then(|(n, b)| Some((n.parse().ok()?, b.parse().ok()?)));
-    pair.filter(|(n, b)| *n > 0 && *b > 0).ok_or_else(|| "write it as 50x145: tokens, then bytes of each".to_owned())
+    pair.filter(|(n, b)| *n > 0 && *b > 0)
+        .ok_or_else(|| "write it as 50x145: tokens, then bytes of each".to_owned())
 }
 
 fn parse_odd(text: &str) -> Result<(usize, PathBuf), String> {
@@ -190,7 +191,8 @@ fn up_detached(args: &UpArgs, verbose: u8) -> anyhow::Result<()> {
         Ok(Network::attach(&layout).ok().filter(|network| network.supervisor == child.id()))
     });
     bar.finish_and_clear();
-    let network = network?.with_context(|| format!("the network was not ready in time; see {}", log.display()))?;
+    let network =
+        network?.with_context(|| format!("the network was not ready in time; see {}", log.display()))?;
     let _ = verbose;
     announce(&network, args.json)
 }
@@ -204,7 +206,11 @@ fn announce(network: &Network, json: bool) -> anyhow::Result<()> {
         output::json(&value);
         return Ok(());
     }
-    output::line(format!("network {} is ready ({:.1} s); test network: a software TEE protects nothing", network.name, network.ready_ms / 1e3));
+    output::line(format!(
+        "network {} is ready ({:.1} s); test network: a software TEE protects nothing",
+        network.name,
+        network.ready_ms / 1e3
+    ));
     output::line(format!("export OPENAI_BASE_URL={}\nexport OPENAI_API_KEY={key}", network.base_url));
     output::line(format!(
         "curl -sN {}/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
@@ -229,7 +235,11 @@ fn down(args: &StateArgs) -> anyhow::Result<()> {
     crate::process::terminate(network.supervisor);
     let gone = service::wait_until(DOWN, || Ok((!crate::process::alive(network.supervisor)).then_some(())))?;
     gone.with_context(|| format!("the supervisor, process {}, does not end", network.supervisor))?;
-    output::note(format!("network {} is stopped; its state stays in {}", network.name, layout.root().display()));
+    output::note(format!(
+        "network {} is stopped; its state stays in {}",
+        network.name,
+        layout.root().display()
+    ));
     Ok(())
 }
 

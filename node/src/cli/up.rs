@@ -57,7 +57,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let outcome = match result {
         Ok(Some(ready)) => {
-            output::note(format!("serving as {}; `cocoon status --provider {}` tells more", ready["peer_id"], folder.display()));
+            output::note(format!(
+                "serving as {}; `cocoon status --provider {}` tells more",
+                ready["peer_id"],
+                folder.display()
+            ));
             tokio::select! {
                 status = enclave.wait() => Err(format!("the enclave ended ({status:?}); the end of its log:\n{}", tail(&layout.log("enclave")))),
                 status = host.wait() => Err(format!("the host ended ({status:?}); the end of its log:\n{}", tail(&layout.log("host")))),

@@ -54,7 +54,9 @@ pub struct ServeConfig {
 #[derive(Debug, Error)]
 pub enum GatewayError {
     /// The address cannot be bound.
-    #[error("cannot listen on {listen}: {source}; another program may hold the port: choose one with --listen, or 127.0.0.1:0")]
+    #[error(
+        "cannot listen on {listen}: {source}; another program may hold the port: choose one with --listen, or 127.0.0.1:0"
+    )]
     Bind {
         /// The configured address.
         listen: SocketAddr,
@@ -62,7 +64,9 @@ pub enum GatewayError {
         source: std::io::Error,
     },
     /// Only loopback addresses are served: there is no TLS here.
-    #[error("{0} is not a loopback address; put a TLS reverse proxy in front of a loopback port to serve others")]
+    #[error(
+        "{0} is not a loopback address; put a TLS reverse proxy in front of a loopback port to serve others"
+    )]
     NotLoopback(SocketAddr),
     /// The accept loop failed.
     #[error("the HTTP server stopped: {0}")]
@@ -160,19 +164,25 @@ async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, 
         let (who, first) = first_tokens(&mut answer).await?;
         let chunks = Chunks::new(&format!("chatcmpl-{id}"), &model, unix_now());
         let body = SseBody { answer, chunks, shared, include_usage, first: Some((who, first)), done: false };
-        return Ok(([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")], Body::from_stream(body))
+        return Ok((
+            [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")],
+            Body::from_stream(body),
+        )
             .into_response());
     }
     let mut text = String::new();
     loop {
         match answer.next().await {
-            Some(Ok(AnswerEvent::Tokens(tokens))) => tokens.iter().for_each(|token| text.push_str(&token.text)),
+            Some(Ok(AnswerEvent::Tokens(tokens))) => {
+                tokens.iter().for_each(|token| text.push_str(&token.text))
+            }
             Some(Ok(AnswerEvent::Finished { reason, text: tail, usage, receipt })) => {
                 text.push_str(&tail);
                 shared.spend.add(receipt.total);
                 let proof = response::receipt(&receipt);
                 let id = format!("chatcmpl-{id}");
-                return Ok(Json(response::completion(&id, &model, unix_now(), &text, reason, usage, &proof)).into_response());
+                return Ok(Json(response::completion(&id, &model, unix_now(), &text, reason, usage, &proof))
+                    .into_response());
             }
             Some(Ok(AnswerEvent::Started { .. } | AnswerEvent::Failover { .. })) => {}
             Some(Err(error)) => return Err(error.into()),
@@ -214,9 +224,13 @@ impl Part {
     fn of(event: AnswerEvent) -> Option<Self> {
         match event {
             AnswerEvent::Tokens(tokens) => Some(Self::Tokens(tokens)),
-            AnswerEvent::Finished { reason, text, usage, receipt } => {
-                Some(Self::End { reason, text, usage, receipt: response::receipt(&receipt), total: receipt.total })
-            }
+            AnswerEvent::Finished { reason, text, usage, receipt } => Some(Self::End {
+                reason,
+                text,
+                usage,
+                receipt: response::receipt(&receipt),
+                total: receipt.total,
+            }),
             AnswerEvent::Started { .. } | AnswerEvent::Failover { .. } => None,
         }
     }

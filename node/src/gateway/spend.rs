@@ -30,7 +30,9 @@ impl Spend {
 
     pub(super) fn add(&self, cost: NanoTon) {
         // Saturating: a total that no longer counts upward must not wrap to "nothing spent".
-        let _ = self.spent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spent| Some(spent.saturating_add(cost.0)));
+        let _ = self
+            .spent
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |spent| Some(spent.saturating_add(cost.0)));
     }
 
     pub(super) fn spent(&self) -> NanoTon {

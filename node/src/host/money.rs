@@ -89,6 +89,8 @@ pub(super) struct Paid {
 pub(super) struct ChannelView {
     pub(super) address: String,
     pub(super) client: String,
+    /// Where redeeming pays to.
+    pub(super) payout: String,
     pub(super) stage: String,
     pub(super) balance_nanoton: u64,
     pub(super) cumulative_nanoton: u64,
@@ -399,6 +401,7 @@ fn view(address: &Address, lane: &Lane) -> ChannelView {
     ChannelView {
         address: address.to_string(),
         client: payee.params().client.to_string(),
+        payout: payee.params().worker.to_string(),
         stage: chain.map_or_else(|| "unread".to_owned(), |state| format!("{:?}", state.stage).to_lowercase()),
         balance_nanoton: chain.map_or(0, |state| state.balance.0),
         cumulative_nanoton: payee.cumulative().0,

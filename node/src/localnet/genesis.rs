@@ -14,7 +14,6 @@ use cocoon_attest::software_tee::{self, Platform};
 use cocoon_client::genesis::{
     ChainSection, Genesis, GenesisError, GenesisFile, ModelSection, Params, RegistrySection, TrustSection,
 };
-use cocoon_inference::embedded;
 use cocoon_payments::{local::LocalChain, wallet::Wallet};
 use thiserror::Error;
 
@@ -46,7 +45,9 @@ pub enum SetupError {
     )]
     OtherBuild(PathBuf),
     /// The state directory belongs to a network of other engine settings.
-    #[error("the network in {0} was made with other engine settings; remove the folder, or name another with --state")]
+    #[error(
+        "the network in {0} was made with other engine settings; remove the folder, or name another with --state"
+    )]
     OtherEngine(PathBuf),
     /// The genesis file is damaged.
     #[error(transparent)]
@@ -70,6 +71,8 @@ pub struct NewNetwork<'a> {
     pub program: &'a Path,
     /// The configuration that its enclaves share.
     pub enclave: &'a EnclaveConfig,
+    /// The name of the model that they serve.
+    pub model: &'a str,
 }
 
 impl NewNetwork<'_> {
@@ -110,11 +113,15 @@ impl NewNetwork<'_> {
                 measurements: vec![measurement.to_string()],
                 enclave_configs: vec![hex::encode(self.enclave.digest())],
                 models: vec![ModelSection {
-                    name: embedded::NAME.to_owned(),
+                    name: self.model.to_owned(),
                     digest: self.enclave.engine.model_digest.clone(),
                 }],
             },
-            params: Params { quantum_tokens: QUANTUM_TOKENS, close_delay_s: CLOSE_DELAY_S, ad_ttl_s: AD_TTL_S },
+            params: Params {
+                quantum_tokens: QUANTUM_TOKENS,
+                close_delay_s: CLOSE_DELAY_S,
+                ad_ttl_s: AD_TTL_S,
+            },
         };
         // Last: a genesis file says that everything else is in place.
         write(&layout.genesis(), file.to_toml()?.as_bytes())?;
@@ -127,7 +134,8 @@ fn make_chain(dir: &Path, now: u64) -> Result<LocalChain, SetupError> {
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(|source| SetupError::File { path: dir.to_owned(), source })?;
     }
-    LocalChain::create(dir, u32::try_from(now).unwrap_or(u32::MAX)).map_err(|error| make("local chain", error))
+    LocalChain::create(dir, u32::try_from(now).unwrap_or(u32::MAX))
+        .map_err(|error| make("local chain", error))
 }
 
 /// The wallet in `path`, made first if there is none.
@@ -169,7 +177,13 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), SetupError>
     make_parent(path)?;
     // Written beside and renamed: a crash leaves the old file or the new one, never half a key.
     let partial = path.with_extension("partial");
-    let mut out = fs::File::options().create(true).truncate(true).write(true).mode(0o600).open(&partial).map_err(file)?;
+    let mut out = fs::File::options()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&partial)
+        .map_err(file)?;
     out.write_all(bytes).and_then(|()| out.sync_all()).map_err(file)?;
     fs::rename(&partial, path).map_err(file)
 }

@@ -14,8 +14,8 @@ mod process;
 mod supervisor;
 
 pub(crate) use faucet::Faucet;
-pub(crate) use genesis::{ensure_key, ensure_wallet, write_private};
 pub use genesis::{NewNetwork, SetupError};
+pub(crate) use genesis::{ensure_key, ensure_wallet, write_private};
 pub use layout::Layout;
 pub use network::{AttachError, ChainEndpoint, Kind, Network, ProcessInfo};
 pub use process::{Process, ProcessError, tail};

@@ -11,7 +11,9 @@ use super::layout::Layout;
 #[derive(Debug, Error)]
 pub enum AttachError {
     /// There is none.
-    #[error("no testnet runs in {0}; start one with `cocoon testnet up --detach`, or name its folder with --state")]
+    #[error(
+        "no testnet runs in {0}; start one with `cocoon testnet up --detach`, or name its folder with --state"
+    )]
     NotRunning(PathBuf),
     /// There is a file, but it is not ours.
     #[error("{path} cannot be read as a network description: {why}; remove the folder and start again")]

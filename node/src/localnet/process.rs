@@ -83,11 +83,17 @@ impl Process {
     ///
     /// # Errors
     /// [`ProcessError::Spawn`] and [`ProcessError::File`].
-    pub fn spawn(layout: &Layout, name: &str, program: &Path, args: Vec<OsString>) -> Result<Self, ProcessError> {
+    pub fn spawn(
+        layout: &Layout,
+        name: &str,
+        program: &Path,
+        args: Vec<OsString>,
+    ) -> Result<Self, ProcessError> {
         let (log, ready) = (layout.log(name), layout.ready(name));
         for path in [&log, &ready] {
             let folder = path.parent().unwrap_or(layout.root());
-            fs::create_dir_all(folder).map_err(|source| ProcessError::File { path: folder.to_owned(), source })?;
+            fs::create_dir_all(folder)
+                .map_err(|source| ProcessError::File { path: folder.to_owned(), source })?;
         }
         match fs::remove_file(&ready) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -134,12 +140,22 @@ impl Process {
             }
             if let Ok(Some(status)) = self.child.try_wait() {
                 let tail = tail(&self.log);
-                return Err(ProcessError::Ended { name: self.name.clone(), status, log: self.log.clone(), tail });
+                return Err(ProcessError::Ended {
+                    name: self.name.clone(),
+                    status,
+                    log: self.log.clone(),
+                    tail,
+                });
             }
             if Instant::now() >= deadline {
                 let seconds = limit.as_secs();
                 let tail = tail(&self.log);
-                return Err(ProcessError::Late { name: self.name.clone(), seconds, log: self.log.clone(), tail });
+                return Err(ProcessError::Late {
+                    name: self.name.clone(),
+                    seconds,
+                    log: self.log.clone(),
+                    tail,
+                });
             }
             sleep(POLL).await;
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use cocoon_client::genesis::Genesis;
-use cocoon_inference::embedded;
+use cocoon_inference::{EchoEngine, Engine as _, embedded};
 use cocoon_payments::NanoTon;
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::Value;
@@ -27,7 +27,8 @@ use super::{
     process::{Process, ProcessError},
 };
 use crate::config::{
-    ChainConfig, EnclaveConfig, EngineKind, GatewayConfig, HostConfig, LinkConfig, NetworkConfig, Role, WalletConfig,
+    ChainConfig, EnclaveConfig, EngineKind, GatewayConfig, HostConfig, LinkConfig, NetworkConfig, Role,
+    WalletConfig,
 };
 
 /// How long one process may take to serve; a model of some gigabytes has to load in it.
@@ -52,6 +53,16 @@ pub enum Engine {
         /// Bytes of a token.
         bytes: u32,
     },
+}
+
+impl Engine {
+    /// What askers call it.
+    pub fn model_name(self) -> &'static str {
+        match self {
+            Self::Model { .. } => embedded::NAME,
+            Self::Echo { .. } => "echo",
+        }
+    }
 }
 
 /// What network to start.
@@ -89,7 +100,9 @@ pub enum Progress {
 #[derive(Debug, Error)]
 pub enum UpError {
     /// Another supervisor holds the state directory.
-    #[error("a testnet already runs in {0}; stop it with `cocoon testnet down`, or name another folder with --state")]
+    #[error(
+        "a testnet already runs in {0}; stop it with `cocoon testnet down`, or name another folder with --state"
+    )]
     Running(PathBuf),
     /// A file cannot be used.
     #[error("{path}: {source}")]
@@ -155,9 +168,13 @@ impl Localnet {
             _ = stopped.wait_for(|stop| *stop) => Err(UpError::Stopped),
         };
         match result {
-            Ok((genesis, network)) => {
-                Ok(Self { layout: start.options.layout, genesis, network, processes: start.processes, _lock: lock })
-            }
+            Ok((genesis, network)) => Ok(Self {
+                layout: start.options.layout,
+                genesis,
+                network,
+                processes: start.processes,
+                _lock: lock,
+            }),
             Err(error) => {
                 stop_all(&mut start.processes).await;
                 Err(error)
@@ -215,7 +232,8 @@ fn lock(layout: &Layout) -> Result<Flock<File>, UpError> {
     let file = |source| UpError::File { path: path.clone(), source };
     fs::create_dir_all(layout.root()).map_err(file)?;
     let handle = File::options().create(true).truncate(false).write(true).open(&path).map_err(file)?;
-    Flock::lock(handle, FlockArg::LockExclusiveNonblock).map_err(|_| UpError::Running(layout.root().to_owned()))
+    Flock::lock(handle, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| UpError::Running(layout.root().to_owned()))
 }
 
 /// A network that is being started.
@@ -232,7 +250,10 @@ impl Start<'_> {
         let layout = self.options.layout.clone();
         self.step("making keys, genesis and model files");
         let enclave = self.enclave_config()?;
-        let genesis = NewNetwork { layout: &layout, program: &self.options.program, enclave: &enclave }.ensure()?;
+        let model = self.options.engine.model_name();
+        let genesis =
+            NewNetwork { layout: &layout, program: &self.options.program, enclave: &enclave, model }
+                .ensure()?;
 
         self.step("starting the local chain");
         let (chain, chain_key) = self.start_chain().await?;
@@ -243,7 +264,8 @@ impl Start<'_> {
         self.step("funding wallets and starting workers");
         let faucet = Faucet::new(&chain_config)?;
         for worker in 1..=self.options.workers {
-            self.spawn_worker(worker, &enclave, &chain_config, &bootstrap, &faucet, genesis.global_id()).await?;
+            self.spawn_worker(worker, &enclave, &chain_config, &bootstrap, &faucet, genesis.global_id())
+                .await?;
         }
         let mut network = Network {
             name: genesis.name().to_owned(),
@@ -288,6 +310,9 @@ impl Start<'_> {
             Engine::Model { pace_ms } => config.engine.pace_ms = pace_ms,
             Engine::Echo { tokens, bytes } => {
                 config.engine.kind = EngineKind::Echo;
+                // An enclave claims what it serves: an echo is a model of its own.
+                let echo = EchoEngine::new(tokens, bytes as usize);
+                config.engine.model_digest = hex::encode(echo.info().digest);
                 config.engine.slots = 64;
                 config.engine.echo_tokens = tokens;
                 config.engine.echo_bytes = bytes;
@@ -476,5 +501,9 @@ impl Start<'_> {
 
 pub(super) fn http_client() -> Result<reqwest::Client, UpError> {
     let timeout = Duration::from_secs(10);
-    reqwest::Client::builder().no_proxy().timeout(timeout).build().map_err(|error| UpError::Faucet(error.to_string()))
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(timeout)
+        .build()
+        .map_err(|error| UpError::Faucet(error.to_string()))
 }

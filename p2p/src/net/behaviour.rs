@@ -10,12 +10,12 @@ use libp2p::{
     relay, request_response,
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
 };
-use libp2p_stream as stream;
 
 use super::{
     Mode, Names, NetConfig, NetError,
     exchange::{self, Request, Response},
     gossip::{self, Gossip},
+    streams,
 };
 
 /// Provider records live this long, and are published again well before.
@@ -41,7 +41,7 @@ pub(crate) struct Behaviour {
     relay_server: Toggle<relay::Behaviour>,
     relay_client: relay::client::Behaviour,
     dcutr: dcutr::Behaviour,
-    pub(crate) sessions: stream::Behaviour,
+    pub(crate) sessions: streams::Behaviour,
     pub(crate) exchange: request_response::Behaviour<exchange::Codec>,
 }
 
@@ -118,6 +118,7 @@ impl From<std::convert::Infallible> for Event {
 pub(crate) fn behaviour(
     config: &NetConfig,
     names: &Names,
+    sessions: streams::Behaviour,
 ) -> Result<(relay::client::Transport, Behaviour), NetError> {
     let public = config.keypair.public();
     let local = public.to_peer_id();
@@ -151,7 +152,7 @@ pub(crate) fn behaviour(
             .into(),
         relay_client,
         dcutr: dcutr::Behaviour::new(local),
-        sessions: stream::Behaviour::new(),
+        sessions,
         exchange: request_response::Behaviour::new(
             [(names.exchange.clone(), request_response::ProtocolSupport::Full)],
             request_response::Config::default()

@@ -24,6 +24,7 @@ mod gossip;
 mod session;
 mod shared;
 mod status;
+mod streams;
 mod transport;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -35,7 +36,6 @@ pub use error::{FetchError, NetError, PublishError, ServeError, SessionError};
 pub use exchange::MAX_EVIDENCE_BYTES;
 pub(crate) use exchange::{decode_request, decode_response};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, Swarm, swarm};
-use libp2p_stream::Control;
 pub use session::{Incoming, SessionStream};
 use sha2::{Digest, Sha256};
 use shared::Shared;
@@ -82,8 +82,6 @@ impl Names {
 pub struct Net {
     peer_id: PeerId,
     commands: mpsc::Sender<Command>,
-    control: Control,
-    session: StreamProtocol,
     shared: Arc<Shared>,
     evidence_limit: usize,
 }
@@ -109,7 +107,11 @@ impl Net {
         executor: swarm::Config,
     ) -> Result<(Self, Incoming), NetError> {
         let names = Names::new(&config.network_id);
-        let (relay, behaviour) = behaviour::behaviour(&config, &names)?;
+        let directory = Directory::new(config.network_id, config.limits.directory);
+        let shared = Arc::new(Shared::new(directory));
+        let (queue, incoming) = mpsc::channel(config.limits.pending_sessions.max(1));
+        let sessions = streams::Behaviour::new(names.session.clone(), queue, shared.clone());
+        let (relay, behaviour) = behaviour::behaviour(&config, &names, sessions)?;
         let transport = transport::with_relay(substrate, &config.keypair, relay)?;
         let peer_id = config.keypair.public().to_peer_id();
         let executor = executor
@@ -119,21 +121,11 @@ impl Net {
             .with_smart_dial();
         let swarm = Swarm::new(transport, behaviour, peer_id, executor);
 
-        let directory = Directory::new(config.network_id, config.limits.directory);
-        let shared = Arc::new(Shared::new(directory));
-        let mut control = swarm.behaviour().sessions.new_control();
-        let streams = control
-            .accept(names.session.clone())
-            .map_err(|error| NetError::Transport { what: "sessions", why: error.to_string() })?;
-        let (queue, incoming) = mpsc::channel(config.limits.pending_sessions.max(1));
-        let accepting = tokio::spawn(session::accept(streams, queue, shared.clone()));
-
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let session = names.session.clone();
         let evidence_limit = config.limits.evidence;
-        let actor = actor::Actor::new(swarm, config, names, shared.clone(), inbox, accepting)?;
+        let actor = actor::Actor::new(swarm, config, names, shared.clone(), inbox)?;
         tokio::spawn(actor.run());
-        let net = Self { peer_id, commands, control, session, shared, evidence_limit };
+        let net = Self { peer_id, commands, shared, evidence_limit };
         Ok((net, Incoming::new(incoming)))
     }
 
@@ -237,15 +229,14 @@ impl Net {
         peer: PeerId,
         addresses: Vec<Multiaddr>,
     ) -> Result<SessionStream, SessionError> {
-        self.connect(peer, addresses).await?;
-        let mut control = self.control.clone();
-        let open = control.open_stream(peer, self.session.clone());
+        let open = self.ask(|reply| Command::OpenSession { peer, addresses, reply });
         match timeout(OPEN_TIMEOUT, open).await {
-            Ok(Ok(stream)) => {
-                self.shared.counters.sessions_out.add(1);
-                Ok(SessionStream::new(stream))
+            Ok(Some(opened)) => opened,
+            // The connection broke before the stream was there.
+            Ok(None) if !self.commands.is_closed() => {
+                Err(SessionError::Refused { peer, why: "the connection closed".into() })
             }
-            Ok(Err(error)) => Err(SessionError::Refused { peer, why: error.to_string() }),
+            Ok(None) => Err(SessionError::Stopped),
             Err(_) => Err(SessionError::Timeout { peer, after: OPEN_TIMEOUT }),
         }
     }

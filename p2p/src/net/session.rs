@@ -1,23 +1,18 @@
 //! Session streams.
 //!
-//! A session is one libp2p stream between two authenticated peers. Opening one asks the actor only for
-//! the connection; the stream itself goes straight from the caller to the connection's task, so that the
-//! traffic of a session never passes through the swarm. Dropping a stream resets it, which is how either
-//! side cancels.
+//! A session is one libp2p stream between two authenticated peers. The actor is asked to open it; after
+//! that, its bytes go straight from the holder to the connection's task and never pass through the swarm.
+//! Dropping a stream resets it, which is how either side cancels.
 
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
-use futures::{AsyncRead, AsyncWrite, StreamExt};
+use futures::{AsyncRead, AsyncWrite};
 use libp2p::{PeerId, Stream};
-use libp2p_stream::IncomingStreams;
 use tokio::sync::mpsc;
-
-use super::shared::Shared;
 
 /// A byte stream to one peer, encrypted and authenticated hop by hop by libp2p.
 #[derive(Debug)]
@@ -71,25 +66,5 @@ impl Incoming {
     /// The next one and who opened it; `None` after shutdown. Cancel-safe.
     pub async fn next(&mut self) -> Option<(PeerId, SessionStream)> {
         self.streams.recv().await
-    }
-}
-
-/// libp2p drops an inbound stream when nobody polls for it at that moment, so that a task does nothing
-/// but poll. When the application falls behind by a whole queue, further streams are reset: the opener
-/// learns at once that this worker is overloaded.
-pub(crate) async fn accept(
-    mut streams: IncomingStreams,
-    queue: mpsc::Sender<(PeerId, SessionStream)>,
-    shared: Arc<Shared>,
-) {
-    while let Some((peer, stream)) = streams.next().await {
-        match queue.try_send((peer, SessionStream::new(stream))) {
-            Ok(()) => shared.counters.sessions_in.add(1),
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                shared.counters.sessions_refused.add(1);
-                tracing::warn!(%peer, "session refused: too many wait to be accepted");
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => return,
-        }
     }
 }

@@ -198,6 +198,32 @@ async fn an_oversize_question_ends_the_stream_and_costs_standing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_uses_libp2p_stream_opens_and_accepts_sessions() {
+    let mut worker = server(&[TCP], &[]).await;
+    let mut rogue = rogue(Some(worker.addresses[0].clone())).await;
+    let protocol = StreamProtocol::try_from_owned(format!("{}/session", root())).unwrap();
+    let mut stream = within(rogue.control.open_stream(worker.id(), protocol.clone())).await.unwrap();
+    write_frame(&mut stream, &[b"in"], 64).await.unwrap();
+    let (from, mut accepted) = within(worker.incoming.as_mut().unwrap().next()).await.unwrap();
+    assert_eq!(from, rogue.id);
+    assert_eq!(&within(read_frame(&mut accepted, 64)).await.unwrap().unwrap()[..], b"in");
+
+    let mut accepting = rogue.control.accept(protocol).unwrap();
+    let mut opened = within(worker.net.open_session(rogue.id, Vec::new())).await.unwrap();
+    write_frame(&mut opened, &[b"out"], 64).await.unwrap();
+    let (_, mut stream) = within(accepting.next()).await.unwrap();
+    assert_eq!(&within(read_frame(&mut stream, 64)).await.unwrap().unwrap()[..], b"out");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_without_the_session_protocol_refuses_by_name() {
+    let rogue = rogue(None).await;
+    let asker = client(&[]).await;
+    let error = within(asker.net.open_session(rogue.id, vec![rogue.address.clone()])).await.unwrap_err();
+    assert!(error.to_string().contains("does not speak the session protocol"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connection_limits_hold() {
     let mut limited = config(Mode::Server, &[TCP], &[]);
     limited.limits.established_in = 2;

@@ -23,6 +23,6 @@ pub use payer::{AdoptError, PayError, Payer, PayerError};
 
 use crate::NanoTon;
 
-/// Deposit that neither end counts on, for storage fees between two reads of the account: a thousand
-/// times what a channel costs in a day.
+/// Deposit that neither end counts on, for storage fees between two reads of the account: a year's at
+/// the prices of 2026, weeks at the highest that TON has had.
 pub const HEADROOM: NanoTon = NanoTon(1_000_000);

@@ -24,11 +24,12 @@ fn canary(label: &str) -> String {
 async fn record(cipher: &str, tokens: &str, canaries: &[String]) -> Vec<Recording> {
     let folder = tempfile::tempdir().unwrap();
     let tap = folder.path().join("tap");
-    let env: [(&str, &OsStr); 2] = [("COCOON_TEST_TAP", tap.as_os_str()), ("COCOON_TEST_CIPHER", OsStr::new(cipher))];
+    let env: [(&str, &OsStr); 2] =
+        [("COCOON_TEST_TAP", tap.as_os_str()), ("COCOON_TEST_CIPHER", OsStr::new(cipher))];
     let testnet = Testnet::up(&instrumented().unwrap(), &["--workers", "1", "--echo", tokens], &env).unwrap();
     for canary in canaries {
         let body = json!({
-            "model": "cocoon-tiny", "stream": true, "messages": [{"role": "user", "content": canary}],
+            "model": "echo", "stream": true, "messages": [{"role": "user", "content": canary}],
         });
         let response = testnet.post(&body).await.unwrap();
         assert!(response.status().is_success(), "{}", response.text().await.unwrap());
@@ -50,19 +51,31 @@ async fn neither_prompt_nor_answer_passes_the_host_in_the_clear() {
         // both places and in both directions.
         let naked = record("null", tokens, &canaries).await;
         for place in ["-session-in", "-session-out", "-link-in", "-link-out"] {
-            let here: Vec<&Recording> = naked.iter().filter(|recording| recording.name.contains(place)).collect();
+            let here: Vec<&Recording> =
+                naked.iter().filter(|recording| recording.name.contains(place)).collect();
             assert!(!here.is_empty(), "nothing was recorded at {place}");
             for canary in &canaries {
                 let found = here.iter().find_map(|recording| find(recording, canary));
-                assert!(found.is_some(), "the search is blind: {canary} is not found at {place} without encryption");
+                assert!(
+                    found.is_some(),
+                    "the search is blind: {canary} is not found at {place} without encryption"
+                );
             }
         }
 
         let sealed = record("real", tokens, &canaries).await;
-        assert!(sealed.iter().map(|recording| recording.frames.len()).sum::<usize>() > 20, "too little was recorded");
+        assert!(
+            sealed.iter().map(|recording| recording.frames.len()).sum::<usize>() > 20,
+            "too little was recorded"
+        );
         for recording in &sealed {
             for canary in &canaries {
-                assert_eq!(find(recording, canary), None, "{canary} passes in the clear in {}", recording.name);
+                assert_eq!(
+                    find(recording, canary),
+                    None,
+                    "{canary} passes in the clear in {}",
+                    recording.name
+                );
             }
         }
     }

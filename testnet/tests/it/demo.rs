@@ -18,7 +18,8 @@ async fn every_value_of_the_report_can_be_derived_from_the_state_it_leaves() {
     let _alone = alone().await;
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("net");
-    let output = Command::new(cocoon().unwrap()).args(["demo", "--json", "--keep"]).arg(&state).output().unwrap();
+    let output =
+        Command::new(cocoon().unwrap()).args(["demo", "--json", "--keep"]).arg(&state).output().unwrap();
     let words = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{words}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -34,7 +35,8 @@ async fn every_value_of_the_report_can_be_derived_from_the_state_it_leaves() {
     assert!(!workers.is_empty());
     for worker in workers {
         let bytes = std::fs::read(worker["evidence_file"].as_str().unwrap()).unwrap();
-        let claims = cocoon_attest::Claims::decode(&cocoon_attest::Evidence::decode(&bytes).unwrap().claims).unwrap();
+        let claims =
+            cocoon_attest::Claims::decode(&cocoon_attest::Evidence::decode(&bytes).unwrap().claims).unwrap();
         let expect = Expect { peer_id: &claims.peer_id, model_digest: None, evidence_digest: None };
         let verified = verify(&bytes, &expect, &policy, now).unwrap();
         assert_eq!(worker["root"], verified.root.as_str());
@@ -56,7 +58,8 @@ async fn every_value_of_the_report_can_be_derived_from_the_state_it_leaves() {
         let total: u64 = legs.iter().map(|leg| leg["cost"].as_u64().unwrap()).sum();
         assert_eq!(answer["cost_nanoton"].as_u64().unwrap(), total);
         for leg in legs {
-            *costs.entry(leg["channel"].as_str().unwrap().to_owned()).or_default() += leg["cost"].as_u64().unwrap();
+            *costs.entry(leg["channel"].as_str().unwrap().to_owned()).or_default() +=
+                leg["cost"].as_u64().unwrap();
         }
     }
     let ready = folder.path().join("chain.json");
@@ -75,7 +78,8 @@ async fn every_value_of_the_report_can_be_derived_from_the_state_it_leaves() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     let key = std::fs::read_to_string(state.join("chain.key")).unwrap();
-    let client = Toncenter::new(json_file(&ready)["url"].as_str().unwrap(), Some(key.trim().to_owned())).unwrap();
+    let client =
+        Toncenter::new(json_file(&ready)["url"].as_str().unwrap(), Some(key.trim().to_owned())).unwrap();
     assert_eq!(client.identity().await.unwrap().global_id, genesis.global_id());
     let settlements = report["settlements"].as_array().unwrap();
     assert!(!settlements.is_empty());
@@ -83,7 +87,10 @@ async fn every_value_of_the_report_can_be_derived_from_the_state_it_leaves() {
         let channel: Address = settlement["channel"].as_str().unwrap().parse().unwrap();
         let history = client.transactions(&channel, 20).await.unwrap();
         let hash = settlement["transaction"].as_str().unwrap();
-        let transaction = history.iter().find(|one| hex::encode(one.hash) == hash).expect("the transaction is not on the chain");
+        let transaction = history
+            .iter()
+            .find(|one| hex::encode(one.hash) == hash)
+            .expect("the transaction is not on the chain");
         assert!(transaction.succeeded());
         assert_eq!(settlement["gas_used"].as_u64(), transaction.gas_used);
         assert_eq!(settlement["fees_nanoton"].as_u64().unwrap(), transaction.fees.0);
@@ -110,7 +117,11 @@ async fn the_demo_fails_when_a_process_is_missing() {
     for victim in ["chain", "worker-1-enclave", "worker-1"] {
         let testnet = up(&["--workers", "1"]);
         kill(testnet.pid(victim).unwrap());
-        let output = Command::new(cocoon().unwrap()).args(["demo", "--json", "--testnet"]).arg(testnet.state()).output().unwrap();
+        let output = Command::new(cocoon().unwrap())
+            .args(["demo", "--json", "--testnet"])
+            .arg(testnet.state())
+            .output()
+            .unwrap();
         assert!(!output.status.success(), "the demo does not notice that {victim} is gone");
         assert!(output.stdout.is_empty());
         assert!(String::from_utf8_lossy(&output.stderr).contains(victim), "the error does not name {victim}");

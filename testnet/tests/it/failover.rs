@@ -53,20 +53,27 @@ async fn an_answer_survives_the_death_of_its_worker_and_no_token_is_paid_twice()
     let config = testnet.state().join(&process).join("host.toml");
     let ready = testnet.state().join("ready").join(format!("{process}.json"));
     std::fs::remove_file(&ready).unwrap();
-    let mut revived =
-        Command::new(cocoon().unwrap()).args(["node", "--config"]).arg(config).arg("--ready-file").arg(&ready).spawn().unwrap();
+    let mut revived = Command::new(cocoon().unwrap())
+        .args(["node", "--config"])
+        .arg(config)
+        .arg("--ready-file")
+        .arg(&ready)
+        .spawn()
+        .unwrap();
     testnet
-        .eventually("the revived host's readiness", Duration::from_secs(20), || Ok(ready.exists().then_some(())))
+        .eventually("the revived host's readiness", Duration::from_secs(20), || {
+            Ok(ready.exists().then_some(()))
+        })
         .await
         .unwrap();
     let mut settled = 0;
     for name in ["worker-1", "worker-2"] {
         let reply = control(&testnet, name, "settle");
         assert!(reply["error"].is_null(), "{name}: {reply}");
-        let quantum = control(&testnet, name, "status")["quantum_nanoton"].as_u64().unwrap();
+        let quantum = control(&testnet, name, "status")["prices"]["quantum_nanoton"].as_u64().unwrap();
         for channel in control(&testnet, name, "channels")["channels"].as_array().unwrap() {
             let text = |field: &str| channel[field].as_str().unwrap();
-            let newest = channel["paid"].as_u64().unwrap();
+            let newest = channel["cumulative_nanoton"].as_u64().unwrap();
             let on_chain = settled_on_chain(&testnet, text("address"), text("payout")).await;
             assert_eq!(on_chain, newest, "{name} did not settle to its newest voucher");
             // What the askers' receipts say was metered on this channel, over both answers.
@@ -77,7 +84,10 @@ async fn an_answer_survives_the_death_of_its_worker_and_no_token_is_paid_twice()
                 .map(|leg| leg["cost"].as_u64().unwrap())
                 .sum();
             assert!(newest >= metered, "{name} was paid {newest}, less than the {metered} that was metered");
-            assert!(newest - metered <= quantum, "{name} was paid {newest} for {metered}: more than one quantum ahead");
+            assert!(
+                newest - metered <= quantum,
+                "{name} was paid {newest} for {metered}: more than one quantum ahead"
+            );
             settled += 1;
         }
     }

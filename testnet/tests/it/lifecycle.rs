@@ -49,7 +49,9 @@ async fn a_killed_network_leaves_no_process_and_comes_back_with_its_channels() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice::<Value>(&output.stdout).unwrap()
     };
-    let run = |args: &[&str]| Command::new(cocoon().unwrap()).args(args).arg("--state").arg(folder.path()).output().unwrap();
+    let run = |args: &[&str]| {
+        Command::new(cocoon().unwrap()).args(args).arg("--state").arg(folder.path()).output().unwrap()
+    };
     let ask = || {
         let output = run(&["chat", "--json", "What is 12+34?"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -75,7 +77,12 @@ async fn a_killed_network_leaves_no_process_and_comes_back_with_its_channels() {
     assert_eq!(channel(&after), channel(&before), "the channel and its deposit were forgotten");
     let channels = run(&["channel", "list", "--json"]);
     let list: Value = serde_json::from_slice(&channels.stdout).unwrap();
-    let paid: u64 = list["channels"].as_array().unwrap().iter().map(|channel| channel["paid"].as_u64().unwrap()).sum();
+    let paid: u64 = list["channels"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|channel| channel["cumulative_nanoton"].as_u64().unwrap())
+        .sum();
     let cost = |answer: &Value| answer["receipt"]["total"].as_u64().unwrap();
     assert!(paid >= cost(&before) + cost(&after), "vouchers from before the crash are lost");
     assert!(run(&["testnet", "down"]).status.success());

@@ -10,7 +10,8 @@ use crate::support::{alone, json_file, up};
 /// Flips one bit of a file at the first place after which `needle` stands, or in its middle.
 fn flip(path: &Path, needle: &[u8]) {
     let mut bytes = fs::read(path).unwrap();
-    let at = bytes.windows(needle.len().max(1)).position(|window| window == needle).unwrap_or(bytes.len() / 2);
+    let at =
+        bytes.windows(needle.len().max(1)).position(|window| window == needle).unwrap_or(bytes.len() / 2);
     bytes[at] ^= 1;
     fs::write(path, bytes).unwrap();
 }
@@ -32,7 +33,8 @@ async fn an_enclave_with_one_changed_byte_is_refused_by_its_measurement() {
     }
     // The asker says whom it refused and by which check.
     let status = testnet.json(&["testnet", "status", "--json"]).unwrap();
-    let gateway = status["processes"].as_array().unwrap().iter().find(|process| process["kind"] == "gateway").unwrap();
+    let gateway =
+        status["processes"].as_array().unwrap().iter().find(|process| process["kind"] == "gateway").unwrap();
     let refusals = gateway["status"]["peer"]["refused"].as_array().unwrap();
     let bad = json_file(&testnet.state().join("ready/worker-2.json"))["peer_id"].clone();
     assert!(
@@ -53,7 +55,14 @@ fn a_changed_byte_of_quote_or_claims_is_refused_by_name() {
     let genesis = keep.join("genesis.toml");
     let verify = |file: &str| {
         let output = run(&[
-            "attest", "verify", file, "--assurance", "test", "--json", "--genesis", genesis.to_str().unwrap(),
+            "attest",
+            "verify",
+            file,
+            "--assurance",
+            "test",
+            "--json",
+            "--genesis",
+            genesis.to_str().unwrap(),
         ]);
         (output.status.success(), serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default())
     };
@@ -67,7 +76,9 @@ fn a_changed_byte_of_quote_or_claims_is_refused_by_name() {
     let measurement = hex::decode(value["measurement"].as_str().unwrap()).unwrap();
     let network = hex::decode(value["claims"]["network_id"].as_str().unwrap()).unwrap();
     let last = |needle: &[u8]| bytes.windows(needle.len()).rposition(|window| window == needle).unwrap();
-    for (at, checks) in [(last(&measurement), &["quote-signature"][..]), (last(&network), &["report-data", "network-id"][..])] {
+    for (at, checks) in
+        [(last(&measurement), &["quote-signature"][..]), (last(&network), &["report-data", "network-id"][..])]
+    {
         let mut bad = bytes.clone();
         bad[at] ^= 1;
         let file = folder.path().join("bad.bin");
@@ -99,11 +110,12 @@ async fn a_changed_byte_of_the_model_stops_its_enclave() {
     };
     let first = up();
     assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
-    let down = Command::new(cocoon().unwrap()).args(["testnet", "down", "--state"]).arg(&state).output().unwrap();
+    let down =
+        Command::new(cocoon().unwrap()).args(["testnet", "down", "--state"]).arg(&state).output().unwrap();
     assert!(down.status.success());
     flip(&state.join("models/cocoon-tiny/model.safetensors"), b"");
     let second = up();
     assert!(!second.status.success(), "an altered model was served");
     let words = String::from_utf8_lossy(&second.stderr);
-    assert!(words.contains("model.safetensors"), "the error does not name the file: {words}");
+    assert!(words.contains("model digest is"), "the error does not name the check: {words}");
 }

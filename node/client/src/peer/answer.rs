@@ -56,8 +56,8 @@ pub struct ChatRequest {
     pub deadline: Option<Duration>,
 }
 
-/// How long each step before the first token took, in milliseconds. Zero where a cached result
-/// was used.
+/// How long each step before the first token took, in milliseconds. A step whose result was at hand
+/// (the flags say so) has the time that it took when it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct StepTimings {
     /// Waiting for somebody to offer the model.

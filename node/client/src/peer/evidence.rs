@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use cocoon_attest::{Evidence, EvidenceError, Expect, Policy, Verified, VerifyError, verify};
@@ -23,6 +24,8 @@ pub(crate) struct Attested {
     pub(crate) collateral: Arc<[u8]>,
     /// As fetched, for whoever wants to verify it again.
     pub(crate) bytes: Vec<u8>,
+    /// How long fetching and verifying took.
+    pub(crate) took: Duration,
 }
 
 /// Why a worker's evidence does not convince.
@@ -76,12 +79,16 @@ impl Attestations {
         model: [u8; 32],
         now: u64,
     ) -> Result<Arc<Attested>, AttestError> {
+        #[allow(clippy::disallowed_methods)] // A shell: people ask how long it took.
+        let began = Instant::now();
         let bytes =
             net.fetch_evidence(peer, digest).await.map_err(|error| AttestError::Fetch(error.to_string()))?;
         let policy = self.policy.clone();
         // Some milliseconds of signatures: not on a thread that moves tokens.
         let judged = tokio::task::spawn_blocking(move || judge(bytes, peer, digest, model, &policy, now));
-        let attested = Arc::new(judged.await.map_err(|_| AttestError::Interrupted)??);
+        let mut attested = judged.await.map_err(|_| AttestError::Interrupted)??;
+        attested.took = began.elapsed();
+        let attested = Arc::new(attested);
         self.remember(digest, attested.clone());
         Ok(attested)
     }
@@ -124,5 +131,5 @@ fn judge(
     let expect = Expect { peer_id: &id, model_digest: Some(model), evidence_digest: Some(digest) };
     let verified = verify(&bytes, &expect, policy, now)?;
     let collateral = Evidence::decode(&bytes)?.collateral.into();
-    Ok(Attested { verified: Arc::new(verified), collateral, bytes })
+    Ok(Attested { verified: Arc::new(verified), collateral, bytes, took: Duration::ZERO })
 }

@@ -75,7 +75,9 @@ pub(super) async fn start_leg(driver: &mut Driver) -> Result<StartedLeg, ChatErr
     Err(ChatError::AllWorkersFailed { legs: std::mem::take(&mut driver.failed) })
 }
 
-fn announce(link: &Link, channel: &Channel, timings: StepTimings) -> LegStart {
+fn announce(link: &Link, channel: &Channel, mut timings: StepTimings) -> LegStart {
+    timings.attest_ms = link.attested.took.as_secs_f64() * 1e3;
+    timings.connect_ms = link.took.as_secs_f64() * 1e3;
     let verified = &link.attested.verified;
     LegStart {
         worker: channel.worker.to_string(),
@@ -249,8 +251,6 @@ pub(super) async fn link(
         (timings, opened)
     });
     let (measured, opened) = opening.await.map_err(|_| LinkError::Interrupted)?;
-    timings.attest_ms = measured.attest_ms;
-    timings.connect_ms = measured.connect_ms;
     timings.attested_cached = measured.attested_cached;
     timings.session_reused = measured.session_reused;
     opened
@@ -270,14 +270,9 @@ pub(super) async fn open(
     offer: &ModelOffer,
     timings: &mut StepTimings,
 ) -> Result<Arc<Link>, LinkError> {
-    let began = Instant::now();
     let (attested, cached) = attest(peer, ad, offer.digest, false).await?;
     timings.attested_cached = cached;
-    timings.attest_ms = if cached { 0.0 } else { millis(began) };
-    let began = Instant::now();
-    let link = dial(peer, channel, ad, offer, attested).await?;
-    timings.connect_ms = millis(began);
-    Ok(Arc::new(link))
+    Ok(Arc::new(dial(peer, channel, ad, offer, attested).await?))
 }
 
 /// Evidence that convinces, and whether it did so before. A refusal is remembered.

@@ -127,6 +127,8 @@ pub(crate) struct Link {
     streams: Arc<AtomicUsize>,
     pub(crate) attested: Arc<Attested>,
     pub(crate) welcome: Welcome,
+    /// How long opening it took.
+    pub(crate) took: Duration,
 }
 
 /// What it takes to open one.
@@ -186,7 +188,9 @@ impl Dial {
         };
         tokio::spawn(task.run());
         match opened.await {
-            Ok(Ok(welcome)) => Ok(Link { commands, wake, streams, attested: self.attested, welcome }),
+            Ok(Ok(welcome)) => {
+                Ok(Link { commands, wake, streams, attested: self.attested, welcome, took: epoch.elapsed() })
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(SessionError::Lost("the session's task ended".into())),
         }

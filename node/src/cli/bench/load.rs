@@ -60,7 +60,10 @@ pub(super) struct Measured {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     let measured = LocalSet::new().block_on(&runtime, drive(args))?;
     output::line(serde_json::to_string(&measured)?);
     Ok(())
@@ -86,7 +89,11 @@ async fn drive(args: &Args) -> anyhow::Result<Measured> {
         key.trim(),
         body.len()
     );
-    let shared = Rc::new(RefCell::new(Shared { request: request.into_bytes(), left: args.requests, samples: Vec::new() }));
+    let shared = Rc::new(RefCell::new(Shared {
+        request: request.into_bytes(),
+        left: args.requests,
+        samples: Vec::new(),
+    }));
     let started = Instant::now();
     let mut clients = Vec::new();
     for _ in 0..args.concurrency {

@@ -16,7 +16,6 @@ use std::{
 use anyhow::{Context as _, ensure};
 use clap::Args as ClapArgs;
 use cocoon_client::LightPeer;
-use cocoon_inference::embedded;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -117,10 +116,13 @@ pub(super) async fn run(args: Args, verbose: u8) -> anyhow::Result<()> {
 }
 
 fn print(rows: &[Row], cold: f64, warm: f64, ready_ms: f64) {
-    output::line("streams    req/s   p50 ms   p99 ms  ttft ms  CPU ms/req  vouchers  fsyncs  limit req/s  ratio");
+    output::line(
+        "streams    req/s   p50 ms   p99 ms  ttft ms  CPU ms/req  vouchers  fsyncs  limit req/s  ratio",
+    );
     for row in rows {
         let limit = LIMITS.iter().find(|(at, _)| *at == row.concurrency).map(|(_, limit)| *limit);
-        let ratio = limit.map_or_else(|| "-".to_owned(), |limit| format!("{:.2}", row.requests_per_s / limit));
+        let ratio =
+            limit.map_or_else(|| "-".to_owned(), |limit| format!("{:.2}", row.requests_per_s / limit));
         output::line(format!(
             "{:>7} {:>8.0} {:>8.2} {:>8.2} {:>8.2} {:>11.3} {:>9} {:>7} {:>12} {:>6}",
             row.concurrency,
@@ -134,10 +136,16 @@ fn print(rows: &[Row], cold: f64, warm: f64, ready_ms: f64) {
             limit.map_or_else(|| "-".to_owned(), |limit| limit.to_string()),
             ratio,
         ));
-        let parts: Vec<String> = row.cpu_ms_by_process.iter().map(|(name, ms)| format!("{name} {ms:.3}")).collect();
-        output::line(format!("        CPU ms per request: {} (limit at 30 streams {LIMIT_CPU_MS})", parts.join(", ")));
+        let parts: Vec<String> =
+            row.cpu_ms_by_process.iter().map(|(name, ms)| format!("{name} {ms:.3}")).collect();
+        output::line(format!(
+            "        CPU ms per request: {} (limit at 30 streams {LIMIT_CPU_MS})",
+            parts.join(", ")
+        ));
     }
-    output::line(format!("handshake: cold {cold:.2} ms, warm {warm:.2} ms; start to first answer {ready_ms:.0} ms"));
+    output::line(format!(
+        "handshake: cold {cold:.2} ms, warm {warm:.2} ms; start to first answer {ready_ms:.0} ms"
+    ));
 }
 
 struct Bench {
@@ -150,7 +158,7 @@ impl Bench {
         let network = self.localnet.network();
         let address = network.base_url.trim_start_matches("http://").trim_end_matches("/v1");
         let output = Command::new(std::env::current_exe()?)
-            .args(["bench", "load", "--address", address, "--model", embedded::NAME])
+            .args(["bench", "load", "--address", address, "--model", "echo"])
             .arg("--key-file")
             .arg(&network.api_key_file)
             .args(["--concurrency", &concurrency.to_string(), "--requests", &requests.to_string()])
@@ -159,7 +167,11 @@ impl Bench {
             .output()
             .await
             .context("cannot start the load generator")?;
-        ensure!(output.status.success(), "the load generator failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        ensure!(
+            output.status.success(),
+            "the load generator failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         serde_json::from_slice(&output.stdout).context("the load generator printed no result")
     }
 
@@ -178,7 +190,8 @@ impl Bench {
                 (name.clone(), after.saturating_sub(before).as_secs_f64() * 1e3 / measured.requests as f64)
             })
             .collect();
-        let delta = |field: &str| counters_after[field].as_u64().unwrap_or(0) - counters[field].as_u64().unwrap_or(0);
+        let delta =
+            |field: &str| counters_after[field].as_u64().unwrap_or(0) - counters[field].as_u64().unwrap_or(0);
         Ok(Row {
             concurrency,
             requests: measured.requests,
@@ -220,7 +233,11 @@ impl Bench {
     async fn settle(&self) -> anyhow::Result<u64> {
         self.ask("settle").await?;
         let channels = self.ask("channels").await?;
-        let settled = channels["channels"].as_array().into_iter().flatten().filter_map(|channel| channel["settled"].as_u64());
+        let settled = channels["channels"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|channel| channel["settled_nanoton"].as_u64());
         Ok(settled.sum())
     }
 

@@ -60,13 +60,23 @@ pub(super) async fn ask(peer: &LightPeer, question: &str, say: Say) -> anyhow::R
                     text.push_str(&token.text);
                 }
             }
-            AnswerEvent::Failover { from, why } => say.line(format!("[{from} failed ({why}); going on with another worker]")),
+            AnswerEvent::Failover { from, why } => {
+                say.line(format!("[{from} failed ({why}); going on with another worker]"))
+            }
             AnswerEvent::Finished { text: tail, usage, receipt, .. } => {
                 say.piece(&tail);
                 say.line("");
                 text.push_str(&tail);
                 let total_ms = started.elapsed().as_secs_f64() * 1e3;
-                return Ok(Asked { question: question.to_owned(), text, usage, receipt, starts, first_token_ms, total_ms });
+                return Ok(Asked {
+                    question: question.to_owned(),
+                    text,
+                    usage,
+                    receipt,
+                    starts,
+                    first_token_ms,
+                    total_ms,
+                });
             }
         }
     }

@@ -11,7 +11,7 @@ use cocoon_attest::{Expect, Live, verify};
 use cocoon_client::{LightPeer, genesis::Genesis};
 use cocoon_payments::{
     Address,
-    chain::{Chain as _, Toncenter, TransactionInfo},
+    chain::{Chain as _, MessageInfo, Toncenter, TransactionInfo},
 };
 use serde_json::{Value, json};
 
@@ -33,14 +33,19 @@ pub(super) fn workers(
     let mut found: BTreeMap<String, Value> = BTreeMap::new();
     for leg in answers.iter().flat_map(|answer| &answer.receipt.legs) {
         let worker = leg.worker.to_string();
-        let evidence = peer.evidence(&worker).with_context(|| format!("no evidence of {worker} is at hand"))?;
+        let evidence =
+            peer.evidence(&worker).with_context(|| format!("no evidence of {worker} is at hand"))?;
         let id: cocoon_p2p::PeerId = worker.parse().context("a worker's peer id")?;
         let expect = Expect { peer_id: &id.to_bytes(), model_digest: None, evidence_digest: None };
-        let verified = verify(&evidence, &expect, &policy, unix_now())
-            .map_err(|error| anyhow::anyhow!("evidence of {worker} does not verify ({}): {error}", error.check()))?;
+        let verified = verify(&evidence, &expect, &policy, unix_now()).map_err(|error| {
+            anyhow::anyhow!("evidence of {worker} does not verify ({}): {error}", error.check())
+        })?;
         let receipt = leg.signed.as_ref().with_context(|| format!("{worker} signed no receipt"))?;
         receipt.verify().with_context(|| format!("a receipt of {worker} is not signed by its key"))?;
-        ensure!(receipt.key == verified.claims.receipt_key, "a receipt of {worker} is signed by a key that its evidence does not name");
+        ensure!(
+            receipt.key == verified.claims.receipt_key,
+            "a receipt of {worker} is signed by a key that its evidence does not name"
+        );
         ensure!(receipt.receipt.cost == leg.cost, "a receipt of {worker} states another cost than the leg");
         let entry = found.entry(worker.clone()).or_insert_with(|| {
             let file = folder.join(format!("evidence-{worker}.bin"));
@@ -66,7 +71,8 @@ pub(super) fn workers(
 
 /// Has each paid worker redeem its newest voucher, and reads the settlement back from the chain.
 pub(super) async fn settle(stage: &Stage, answers: &[Asked]) -> anyhow::Result<Vec<Value>> {
-    let key = std::fs::read_to_string(&stage.network.chain.api_key_file).context("cannot read the chain's key")?;
+    let key =
+        std::fs::read_to_string(&stage.network.chain.api_key_file).context("cannot read the chain's key")?;
     let chain = Toncenter::new(&stage.network.chain.url, Some(key.trim().to_owned()))?;
     let paid: BTreeSet<String> =
         answers.iter().flat_map(|answer| &answer.receipt.legs).map(|leg| leg.worker.to_string()).collect();
@@ -81,17 +87,20 @@ pub(super) async fn settle(stage: &Stage, answers: &[Asked]) -> anyhow::Result<V
         }
         let channels = control::request(&socket, &json!({"cmd": "channels"})).await?;
         for channel in channels["channels"].as_array().into_iter().flatten() {
-            let address: Address = channel["address"].as_str().unwrap_or_default().parse().context("a channel's address")?;
+            let address: Address =
+                channel["address"].as_str().unwrap_or_default().parse().context("a channel's address")?;
             let history = chain.transactions(&address, HISTORY).await?;
             let payout = channel["payout"].as_str().and_then(|text| text.parse::<Address>().ok());
-            let Some(transaction) = history.iter().find(|transaction| pays(transaction, payout.as_ref())) else { continue };
+            let Some(transaction) = history.iter().find(|transaction| pays(transaction, payout.as_ref()))
+            else {
+                continue;
+            };
             let account = chain.account(&address).await?;
             settlements.push(json!({
                 "worker": worker,
                 "channel": address.to_string(),
-                "deposit_nanoton": channel["deposit"],
-                "newest_voucher_nanoton": channel["paid"],
-                "settled_nanoton": channel["settled"],
+                "newest_voucher_nanoton": channel["cumulative_nanoton"],
+                "settled_nanoton": channel["settled_nanoton"],
                 "balance_nanoton": account.balance.0,
                 "transaction": hex::encode(transaction.hash),
                 "lt": transaction.lt,
@@ -99,7 +108,8 @@ pub(super) async fn settle(stage: &Stage, answers: &[Asked]) -> anyhow::Result<V
                 "gas_used": transaction.gas_used,
                 "fees_nanoton": transaction.fees.0,
                 "exit_code": transaction.exit_code,
-                "paid_to_worker_nanoton": transaction.out_msgs.iter().filter(|message| message.destination == payout).map(|message| message.value.0).sum::<u64>(),
+                // The first message pays; a later one to the same wallet returns what the call left over.
+                "paid_to_worker_nanoton": payment(transaction, payout.as_ref()).map(|message| message.value.0),
                 "settle_ms": took.as_secs_f64() * 1e3,
             }));
         }
@@ -110,8 +120,13 @@ pub(super) async fn settle(stage: &Stage, answers: &[Asked]) -> anyhow::Result<V
 
 /// Whether a channel's transaction paid its worker.
 fn pays(transaction: &TransactionInfo, payout: Option<&Address>) -> bool {
-    transaction.succeeded()
-        && transaction.out_msgs.iter().any(|message| message.destination.as_ref() == payout && message.value.0 > 0)
+    transaction.succeeded() && transaction.out_msgs.len() > 1 && payment(transaction, payout).is_some()
+}
+
+/// The message with which a channel pays: `settle` sends it before anything else.
+fn payment<'a>(transaction: &'a TransactionInfo, payout: Option<&Address>) -> Option<&'a MessageInfo> {
+    let first = transaction.out_msgs.first()?;
+    (first.destination.as_ref() == payout && first.value.0 > 0).then_some(first)
 }
 
 /// The control socket of the host whose peer id is `worker`.

@@ -84,7 +84,8 @@ pub(super) async fn run(args: Args, verbose: u8, instruments: Instruments) -> an
     report["total_s"] = started.elapsed().as_secs_f64().into();
     if keep {
         report["state"] = kept.display().to_string().into();
-        std::fs::write(kept.join("demo/report.json"), format!("{report:#}\n")).context("cannot keep the report")?;
+        std::fs::write(kept.join("demo/report.json"), format!("{report:#}\n"))
+            .context("cannot keep the report")?;
     }
     report::print(&report, say);
     if args.json {
@@ -154,7 +155,12 @@ impl Stage {
         let up = Localnet::up(options, &mut progress, stop).await;
         bar.finish_and_clear();
         let localnet = up?;
-        Ok(Self { layout: localnet.layout().clone(), network: localnet.network().clone(), owned: Some(localnet), _scratch: scratch })
+        Ok(Self {
+            layout: localnet.layout().clone(),
+            network: localnet.network().clone(),
+            owned: Some(localnet),
+            _scratch: scratch,
+        })
     }
 
     async fn strike(self) {
@@ -169,7 +175,9 @@ impl Stage {
             .network
             .missing()
             .iter()
-            .map(|process| format!("{} (process {}, log {})", process.name, process.pid, process.log.display()))
+            .map(|process| {
+                format!("{} (process {}, log {})", process.name, process.pid, process.log.display())
+            })
             .collect();
         if missing.is_empty() {
             return Ok(());
@@ -190,11 +198,16 @@ async fn perform(args: &Args, stage: &Stage, instruments: &Instruments, say: Say
     let peer = peer?;
     let join_ms = joined.elapsed().as_secs_f64() * 1e3;
 
-    let questions: Vec<&str> =
-        if args.questions.is_empty() { QUESTIONS.to_vec() } else { args.questions.iter().map(String::as_str).collect() };
+    let questions: Vec<&str> = if args.questions.is_empty() {
+        QUESTIONS.to_vec()
+    } else {
+        args.questions.iter().map(String::as_str).collect()
+    };
     let mut answers = Vec::new();
     for question in questions {
-        answers.push(ask::ask(&peer, question, say).await.with_context(|| format!("no answer to {question:?}"))?);
+        answers.push(
+            ask::ask(&peer, question, say).await.with_context(|| format!("no answer to {question:?}"))?,
+        );
     }
     let workers = check::workers(stage, &peer, &answers, &folder)?;
     let settlements = check::settle(stage, &answers).await?;
@@ -247,7 +260,8 @@ async fn join(stage: &Stage, instruments: &Instruments) -> anyhow::Result<LightP
 impl Stage {
     fn gateway_config(&self) -> anyhow::Result<GatewayConfig> {
         let folder = self.layout.process("demo");
-        let api_key = std::fs::read_to_string(&self.network.chain.api_key_file).context("cannot read the chain's key")?;
+        let api_key = std::fs::read_to_string(&self.network.chain.api_key_file)
+            .context("cannot read the chain's key")?;
         let mut config = GatewayConfig::desktop();
         config.genesis = self.layout.genesis();
         config.state = folder.join("state");

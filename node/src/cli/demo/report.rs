@@ -9,7 +9,8 @@ use super::{Say, ask::Asked};
 pub(super) fn steps(answers: &[Asked], settlements: &[Value], join_ms: f64) -> Value {
     let first = answers.first();
     let start = first.and_then(|answer| answer.starts.first());
-    let timing = |pick: fn(&cocoon_client::StepTimings) -> f64| start.map_or(0.0, |start| pick(&start.timings));
+    let timing =
+        |pick: fn(&cocoon_client::StepTimings) -> f64| start.map_or(0.0, |start| pick(&start.timings));
     let settle = settlements.iter().filter_map(|one| one["settle_ms"].as_f64()).fold(0.0, f64::max);
     json!({
         "1_discover": timing(|timings| timings.discover_ms),
@@ -62,13 +63,12 @@ pub(super) fn print(report: &Value, say: Say) {
         let ton = |name: &str| NanoTon(one[name].as_u64().unwrap_or(0));
         say.line(format!("             transaction {}", text(&one["transaction"])));
         say.line(format!(
-            "             channel {}: {} to the worker, gas {}, fees {}, {} left of {}",
+            "             channel {}: {} to the worker, gas {}, fees {}; it still holds {}",
             text(&one["channel"]),
             ton("paid_to_worker_nanoton"),
             one["gas_used"],
             ton("fees_nanoton"),
             ton("balance_nanoton"),
-            ton("deposit_nanoton"),
         ));
     }
     say.line(format!(

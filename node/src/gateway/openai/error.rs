@@ -35,8 +35,9 @@ impl ApiError {
 
     /// This key has spent what it may spend.
     pub fn spend_cap(spent: &str, cap: &str) -> Self {
-        let message =
-            format!("this key has spent {spent} of its cap of {cap}; raise `spend_cap` in the gateway's config");
+        let message = format!(
+            "this key has spent {spent} of its cap of {cap}; raise `spend_cap` in the gateway's config"
+        );
         Self::new(429, "insufficient_quota", Some("spend_cap_reached"), message)
     }
 
@@ -68,19 +69,26 @@ impl From<ChatError> for ApiError {
                 Self::new(404, "invalid_request_error", Some("model_not_found"), message).at(Some("model"))
             }
             ChatError::ContextExceeded { .. } => {
-                Self::new(400, "invalid_request_error", Some("context_length_exceeded"), message).at(Some("messages"))
+                Self::new(400, "invalid_request_error", Some("context_length_exceeded"), message)
+                    .at(Some("messages"))
             }
             ChatError::Invalid { ref field, .. } => {
                 let field = field.clone();
                 Self::new(400, "invalid_request_error", None, message).at(Some(&field))
             }
-            ChatError::WalletEmpty { .. } => Self::new(402, "insufficient_quota", Some("wallet_empty"), message),
-            ChatError::Policy { .. } => Self::new(403, "permission_error", Some("refused_by_policy"), message),
+            ChatError::WalletEmpty { .. } => {
+                Self::new(402, "insufficient_quota", Some("wallet_empty"), message)
+            }
+            ChatError::Policy { .. } => {
+                Self::new(403, "permission_error", Some("refused_by_policy"), message)
+            }
             ChatError::NoWorkerOnline { .. } => {
-                Self::new(503, "server_error", Some("no_worker_online"), message).retry(Duration::from_secs(5))
+                Self::new(503, "server_error", Some("no_worker_online"), message)
+                    .retry(Duration::from_secs(5))
             }
             ChatError::Deadline { .. } => Self::new(504, "server_error", Some("deadline_exceeded"), message),
-            _ => Self::new(502, "server_error", Some("all_workers_failed"), message).retry(Duration::from_secs(1)),
+            _ => Self::new(502, "server_error", Some("all_workers_failed"), message)
+                .retry(Duration::from_secs(1)),
         }
     }
 }

@@ -13,17 +13,8 @@ use super::error::ApiError;
 pub const MAX_MESSAGES: usize = 2048;
 /// OpenAI's own limit on stop sequences.
 pub const MAX_STOPS: usize = 4;
-const KNOWN: &[&str] = &[
-    "model",
-    "messages",
-    "temperature",
-    "top_p",
-    "seed",
-    "stop",
-    "max_tokens",
-    "stream",
-    "stream_options",
-];
+const KNOWN: &[&str] =
+    &["model", "messages", "temperature", "top_p", "seed", "stop", "max_tokens", "stream", "stream_options"];
 
 /// A chat completion request, checked field by field.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,15 +83,21 @@ pub fn parse(body: &[u8]) -> Result<ChatCompletion, ApiError> {
         stream,
         include_usage: include_usage(&fields, stream)?,
     };
-    if let Some((name, _)) = fields.iter().find(|(name, value)| !value.is_null() && !KNOWN.contains(&name.as_str())) {
-        return Err(ApiError::unsupported(name, format!("`{name}` is not supported by this gateway; leave it out")));
+    if let Some((name, _)) =
+        fields.iter().find(|(name, value)| !value.is_null() && !KNOWN.contains(&name.as_str()))
+    {
+        return Err(ApiError::unsupported(
+            name,
+            format!("`{name}` is not supported by this gateway; leave it out"),
+        ));
     }
     Ok(request)
 }
 
 fn model(fields: &Map<String, Value>) -> Result<String, ApiError> {
-    let name = optional(fields, "model", Value::as_str, "a string")?
-        .ok_or_else(|| ApiError::invalid(Some("model"), "`model` is missing; GET /v1/models lists what is on offer"))?;
+    let name = optional(fields, "model", Value::as_str, "a string")?.ok_or_else(|| {
+        ApiError::invalid(Some("model"), "`model` is missing; GET /v1/models lists what is on offer")
+    })?;
     if name.is_empty() || name.len() > 256 {
         return Err(ApiError::invalid(Some("model"), "`model` must have 1 to 256 characters"));
     }
@@ -127,7 +124,8 @@ fn message(at: usize, value: &Value) -> Result<Message, ApiError> {
         Some("user") => ChatRole::User,
         Some("assistant") => ChatRole::Assistant,
         _ => {
-            let why = format!("`{}` must be \"system\", \"developer\", \"user\" or \"assistant\"", here(".role"));
+            let why =
+                format!("`{}` must be \"system\", \"developer\", \"user\" or \"assistant\"", here(".role"));
             return Err(ApiError::invalid(Some(&here(".role")), why));
         }
     };
@@ -154,7 +152,9 @@ fn text_parts(parts: &[Value], path: &str) -> Result<String, ApiError> {
         match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
             (Some("text"), Some(piece)) => text.push_str(piece),
             _ => {
-                let why = format!("`{path}[{at}]` must be {{\"type\": \"text\", \"text\": …}}; this model reads text only");
+                let why = format!(
+                    "`{path}[{at}]` must be {{\"type\": \"text\", \"text\": …}}; this model reads text only"
+                );
                 return Err(ApiError::invalid(Some(path), why));
             }
         }
@@ -175,13 +175,19 @@ fn seed(fields: &Map<String, Value>) -> Result<Option<u64>, ApiError> {
 }
 
 fn stop(fields: &Map<String, Value>) -> Result<Vec<String>, ApiError> {
-    let bad = || ApiError::invalid(Some("stop"), format!("`stop` must be a string or up to {MAX_STOPS} non-empty strings"));
+    let bad = || {
+        ApiError::invalid(
+            Some("stop"),
+            format!("`stop` must be a string or up to {MAX_STOPS} non-empty strings"),
+        )
+    };
     let stops = match present(fields, "stop") {
         None => return Ok(Vec::new()),
         Some(Value::String(one)) => vec![one.clone()],
-        Some(Value::Array(many)) => {
-            many.iter().map(|one| one.as_str().map(str::to_owned).ok_or_else(bad)).collect::<Result<_, _>>()?
-        }
+        Some(Value::Array(many)) => many
+            .iter()
+            .map(|one| one.as_str().map(str::to_owned).ok_or_else(bad))
+            .collect::<Result<_, _>>()?,
         Some(_) => return Err(bad()),
     };
     if stops.len() > MAX_STOPS || stops.iter().any(|one| one.is_empty() || one.len() > 256) {
@@ -216,9 +222,10 @@ fn include_usage(fields: &Map<String, Value>, stream: bool) -> Result<bool, ApiE
 
 fn ranged(fields: &Map<String, Value>, name: &str, low: f64, high: f64) -> Result<Option<f32>, ApiError> {
     match optional(fields, name, Value::as_f64, "a number")? {
-        Some(value) if !(low..=high).contains(&value) => {
-            Err(ApiError::invalid(Some(name), format!("`{name}` must be between {low} and {high}, not {value}")))
-        }
+        Some(value) if !(low..=high).contains(&value) => Err(ApiError::invalid(
+            Some(name),
+            format!("`{name}` must be between {low} and {high}, not {value}"),
+        )),
         Some(value) => Ok(Some(value as f32)),
         None => Ok(None),
     }
@@ -236,9 +243,9 @@ fn optional<'a, T>(
 ) -> Result<Option<T>, ApiError> {
     match present(fields, name) {
         None => Ok(None),
-        Some(value) => {
-            read(value).map(Some).ok_or_else(|| ApiError::invalid(Some(name), format!("`{name}` must be {what}")))
-        }
+        Some(value) => read(value)
+            .map(Some)
+            .ok_or_else(|| ApiError::invalid(Some(name), format!("`{name}` must be {what}"))),
     }
 }
 
@@ -265,7 +272,9 @@ mod tests {
     #[test]
     fn a_field_nobody_acts_on_is_refused_by_name() {
         for field in ["tools", "n", "logit_bias", "response_format", "user", "made_up"] {
-            let error = refused(&format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"{field}":1}}"#));
+            let error = refused(&format!(
+                r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"{field}":1}}"#
+            ));
             assert_eq!(error.param.as_deref(), Some(field));
             assert!(error.message.contains(field), "{}", error.message);
         }
@@ -273,7 +282,8 @@ mod tests {
 
     #[test]
     fn wrong_types_and_ranges_name_their_field() {
-        let with = |extra: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],{extra}}}"#);
+        let with =
+            |extra: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],{extra}}}"#);
         for (extra, param) in [
             (r#""temperature":3"#, "temperature"),
             (r#""temperature":"hot""#, "temperature"),

@@ -17,7 +17,11 @@ impl Chunks {
     /// `id` and `model` as the client will see them, `created` in unix seconds.
     pub fn new(id: &str, model: &str, created: u64) -> Self {
         let (id, model) = (Value::from(id), Value::from(model));
-        Self { head: format!("data: {{\"id\":{id},\"object\":\"chat.completion.chunk\",\"created\":{created},\"model\":{model}") }
+        Self {
+            head: format!(
+                "data: {{\"id\":{id},\"object\":\"chat.completion.chunk\",\"created\":{created},\"model\":{model}"
+            ),
+        }
     }
 
     /// The first event: the role, before any text, and as the extension `cocoon` who answers.

@@ -24,7 +24,6 @@ use libp2p::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval},
 };
 
@@ -33,6 +32,7 @@ use super::{
     addresses::Reach,
     behaviour::{Behaviour, Event},
     shared::Shared,
+    streams::Opener,
 };
 use crate::core::{Rate, SignedAd, Standing, TokenBucket};
 
@@ -53,6 +53,7 @@ pub(crate) enum Command {
     FetchEvidence { peer: PeerId, digest: [u8; 32], reply: oneshot::Sender<Result<Vec<u8>, FetchError>> },
     FetchAds { peer: PeerId, model: Option<[u8; 32]>, reply: oneshot::Sender<Result<usize, FetchError>> },
     Dial { peer: PeerId, addresses: Vec<Multiaddr>, reply: oneshot::Sender<Result<(), SessionError>> },
+    OpenSession { peer: PeerId, addresses: Vec<Multiaddr>, reply: Opener },
     Status(oneshot::Sender<NetStatus>),
     Shutdown(oneshot::Sender<()>),
 }
@@ -72,7 +73,14 @@ struct Bootstrap {
 #[derive(Debug)]
 struct Dial {
     peer: PeerId,
-    waiting: Vec<oneshot::Sender<Result<(), SessionError>>>,
+    waiting: Vec<Waiter>,
+}
+
+/// Who waits for a connection, and for what.
+#[derive(Debug)]
+enum Waiter {
+    Connection(oneshot::Sender<Result<(), SessionError>>),
+    Session(Opener),
 }
 
 /// An exchange in progress.
@@ -114,7 +122,6 @@ pub(crate) struct Actor {
     reach: Reach,
     shared: Arc<Shared>,
     inbox: mpsc::Receiver<Command>,
-    accepting: JoinHandle<()>,
 
     /// Configured listeners by their place in the configuration; those that have not reported an address
     /// yet, those to open again, and who waits for all to report.
@@ -161,7 +168,6 @@ impl Actor {
         names: Names,
         shared: Arc<Shared>,
         inbox: mpsc::Receiver<Command>,
-        accepting: JoinHandle<()>,
     ) -> Result<Self, NetError> {
         let now = Instant::now();
         let mut actor = Self {
@@ -171,7 +177,6 @@ impl Actor {
             names,
             shared,
             inbox,
-            accepting,
             listeners: HashMap::new(),
             silent_listeners: (0..config.listen.len()).collect(),
             listen_again: BTreeMap::new(),
@@ -252,7 +257,6 @@ impl Actor {
     }
 
     fn close(&mut self) {
-        self.accepting.abort();
         self.shared.evidence.clear();
         for mut entry in self.shared.peers.iter_mut() {
             entry.connected = false;
@@ -281,7 +285,12 @@ impl Actor {
             }
             Command::FetchEvidence { peer, digest, reply } => self.fetch_evidence(peer, digest, reply),
             Command::FetchAds { peer, model, reply } => self.fetch_ads(peer, model, Some(reply)),
-            Command::Dial { peer, addresses, reply } => self.dial(peer, addresses, reply),
+            Command::Dial { peer, addresses, reply } => {
+                self.dial(peer, addresses, Waiter::Connection(reply));
+            }
+            Command::OpenSession { peer, addresses, reply } => {
+                self.dial(peer, addresses, Waiter::Session(reply));
+            }
             Command::Status(reply) => {
                 let _ = reply.send(self.status());
             }

@@ -14,7 +14,7 @@ use libp2p::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Actor, Dial, Lookup};
+use super::{Actor, Dial, Lookup, Waiter};
 use crate::{
     core::{Offence, PeerKey, Verdict},
     net::{
@@ -66,27 +66,20 @@ impl Actor {
         }
     }
 
-    /// Dials for a session. `addresses` come from an ad, or from the user.
-    pub(super) fn dial(
-        &mut self,
-        peer: PeerId,
-        addresses: Vec<Multiaddr>,
-        reply: oneshot::Sender<Result<(), SessionError>>,
-    ) {
+    /// Connects if there is no connection. `addresses` come from an ad, or from the user.
+    pub(super) fn dial(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, waiter: Waiter) {
         if self.connections.contains_key(&peer) {
-            let _ = reply.send(Ok(()));
-            return;
+            return self.settle(peer, waiter, Ok(()));
         }
         if let Some(dial) = self.dials.values_mut().find(|dial| dial.peer == peer) {
-            dial.waiting.push(reply);
+            dial.waiting.push(waiter);
             return;
         }
         let how = if addresses.is_empty() { None } else { Some(Discovery::Dialed) };
         let named = if addresses.is_empty() { self.known_addresses(&peer) } else { addresses };
         let addresses = believable(named, self.reach);
         if addresses.is_empty() {
-            let _ = reply.send(Err(SessionError::NoAddress { peer }));
-            return;
+            return self.settle(peer, waiter, Err(SessionError::NoAddress { peer }));
         }
         if let Some(how) = how
             && !self.shared.peers.contains_key(&peer)
@@ -98,11 +91,20 @@ impl Actor {
         let id = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
-                self.dials.insert(id, Dial { peer, waiting: vec![reply] });
+                self.dials.insert(id, Dial { peer, waiting: vec![waiter] });
             }
             Err(error) => {
-                let _ = reply.send(Err(SessionError::Dial { peer, why: error.to_string() }));
+                self.settle(peer, waiter, Err(SessionError::Dial { peer, why: error.to_string() }));
             }
+        }
+    }
+
+    fn settle(&mut self, peer: PeerId, waiter: Waiter, dialled: Result<(), SessionError>) {
+        // A dropped receiver is an asker that lost interest.
+        match (waiter, dialled) {
+            (Waiter::Connection(reply), dialled) => drop(reply.send(dialled)),
+            (Waiter::Session(opener), Ok(())) => self.swarm.behaviour_mut().sessions.open(peer, opener),
+            (Waiter::Session(opener), Err(error)) => drop(opener.send(Err(error))),
         }
     }
 
@@ -134,8 +136,8 @@ impl Actor {
         let answered: Vec<ConnectionId> =
             self.dials.iter().filter(|(_, dial)| dial.peer == peer).map(|(id, _)| *id).collect();
         for id in answered {
-            for reply in self.dials.remove(&id).into_iter().flat_map(|dial| dial.waiting) {
-                let _ = reply.send(Ok(()));
+            for waiter in self.dials.remove(&id).into_iter().flat_map(|dial| dial.waiting) {
+                self.settle(peer, waiter, Ok(()));
             }
         }
     }
@@ -183,11 +185,12 @@ impl Actor {
             }
         }
         let Some(Dial { peer, waiting }) = self.dials.remove(&id) else { return };
-        for reply in waiting {
-            let _ = reply.send(match self.connections.contains_key(&peer) {
+        for waiter in waiting {
+            let dialled = match self.connections.contains_key(&peer) {
                 true => Ok(()),
                 false => Err(SessionError::Dial { peer, why: error.to_string() }),
-            });
+            };
+            self.settle(peer, waiter, dialled);
         }
     }
 

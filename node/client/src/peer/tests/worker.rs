@@ -35,7 +35,8 @@ pub(super) enum Manner {
 }
 
 pub(super) struct TestWorker {
-    pub(super) net: Net,
+    /// Held, never used: the overlay lives as long as its handle.
+    _net: Net,
     pub(super) peer: String,
     pub(super) address: Multiaddr,
     pub(super) counters: Arc<Counters>,
@@ -108,7 +109,7 @@ impl TestWorker {
         let site = Site { net: net.clone(), pair, platform, image, manner, counters: counters.clone() };
         tokio::spawn(accept(incoming, Arc::new(site)));
         let address = format!("{}/p2p/{id}", plain[0]).parse().unwrap();
-        Self { net, peer: id.to_string(), address, counters }
+        Self { _net: net, peer: id.to_string(), address, counters }
     }
 }
 
