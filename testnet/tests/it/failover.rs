@@ -49,7 +49,13 @@ async fn an_answer_survives_the_death_of_its_worker_and_no_token_is_paid_twice()
     let costs: u64 = legs.iter().map(|leg| leg["cost"].as_u64().unwrap()).sum();
     assert_eq!(answer.receipt["total"].as_u64().unwrap(), costs);
 
-    // The dead worker's host comes back on the state that it left, and each worker redeems its newest voucher.
+    // The dead worker comes back on the state that it left (a host is ready once its enclave is attested), and
+    // each worker redeems its newest voucher.
+    let mut enclave = Command::new(cocoon().unwrap())
+        .args(["enclave", "--config"])
+        .arg(testnet.state().join(&process).join("enclave.toml"))
+        .spawn()
+        .unwrap();
     let config = testnet.state().join(&process).join("host.toml");
     let ready = testnet.state().join("ready").join(format!("{process}.json"));
     std::fs::remove_file(&ready).unwrap();
@@ -92,6 +98,8 @@ async fn an_answer_survives_the_death_of_its_worker_and_no_token_is_paid_twice()
         }
     }
     assert!(settled >= 2, "both workers must have been paid");
-    revived.kill().unwrap();
-    revived.wait().unwrap();
+    for child in [&mut revived, &mut enclave] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
