@@ -58,10 +58,10 @@ impl Expected {
         match self {
             Self::Number { op, a, b } => {
                 // Working-out that never ended, or ended without a number, is no answer.
-                let said = if answer.contains("<think>") {
-                    answer.split_once("</think>").map_or("", |(_, said)| said)
-                } else {
-                    answer
+                let said = match answer.rsplit_once("</think>") {
+                    Some((_, said)) => said,
+                    None if answer.contains("<think>") => "",
+                    None => answer,
                 };
                 last_number(said) == Some(result(*op, *a, *b))
             }

@@ -173,6 +173,9 @@ impl Trainer {
         let device = Device::flex().autodiff();
         device.seed(plan.seed);
         let net = Net::new(&plan.shape, &device);
+        // Parameters are drawn at their first use; use them all while the generator stands at the seed,
+        // or another trainer, or the order of the threads, would decide what they are.
+        let _ = net.tensors();
         Self {
             net,
             optimizer: optimizer(),
