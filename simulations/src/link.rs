@@ -33,19 +33,19 @@ const CHUNK: usize = 16 * 1024;
 
 /// What all links of a world share.
 #[derive(Debug, Clone)]
-pub struct Links {
+pub(crate) struct Links {
     /// One-way latency in milliseconds, drawn per connection and side.
-    pub latency_ms: Range<u64>,
+    pub(crate) latency_ms: Range<u64>,
     /// Where latencies come from; not the worlds' entropy, so that a change in how much of that a protocol
     /// draws does not change the network.
-    pub rng: Arc<Mutex<ChaCha12Rng>>,
+    pub(crate) rng: Arc<Mutex<ChaCha12Rng>>,
     /// Every chunk that arrives is part of the trace.
-    pub trace: Trace,
+    pub(crate) trace: Trace,
 }
 
 impl Links {
     /// A transport of one peer of this world.
-    pub fn substrate(&self, keypair: &Keypair) -> Result<Substrate, noise::Error> {
+    pub(crate) fn substrate(&self, keypair: &Keypair) -> Result<Substrate, noise::Error> {
         let links = self.clone();
         Ok(MemoryTransport::default()
             .map(move |channel, _| links.link(channel))

@@ -57,7 +57,11 @@ fn print(report: &Report, json: bool) -> std::io::Result<()> {
     if json {
         return writeln!(out, "{}", serde_json::to_string(report)?);
     }
-    writeln!(out, "{} ({} engine), {} peers, seed {}", report.scenario, report.engine, report.nodes, report.seed)?;
+    writeln!(
+        out,
+        "{} ({} engine), {} peers, seed {}",
+        report.scenario, report.engine, report.nodes, report.seed
+    )?;
     writeln!(out, "  {:.3} virtual seconds in {:.3} real ones", report.virtual_s, report.wall_s)?;
     writeln!(out, "  {} events, trace {}", report.events, report.trace_hash)?;
     writeln!(out, "  {}", serde_json::to_string_pretty(&report.results)?)

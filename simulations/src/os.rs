@@ -13,14 +13,17 @@
 #![allow(unsafe_code, reason = "overrides two libc symbols")]
 #![allow(clippy::disallowed_methods, reason = "this is the simulator's clock")]
 
-use std::{cell::{Cell, RefCell}, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    time::Duration,
+};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha12Rng;
 use tokio::time::Instant;
 
 /// Unix time at which every world begins, so that certificates, ads and logs do not depend on the day.
-pub const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+pub(crate) const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 /// The monotonic clock of every world at its beginning; far from zero, since protocols subtract from it.
 const UPTIME: Duration = Duration::from_secs(1_000_000);
 
@@ -31,19 +34,19 @@ thread_local! {
 }
 
 /// Makes this thread's operating system virtual, with entropy from `seed`. There is no way back.
-pub fn enter(seed: u64) {
+pub(crate) fn enter(seed: u64) {
     ENTROPY.set(Some(ChaCha12Rng::seed_from_u64(seed)));
     INSIDE.set(true);
 }
 
 /// Starts the virtual clock: from here on it shows the time that passed on tokio's clock. Call it first
 /// thing on a paused runtime.
-pub fn start_clock() {
+pub(crate) fn start_clock() {
     BEGAN.set(Some(Instant::now()));
 }
 
 /// Virtual time since [`start_clock`].
-pub fn elapsed() -> Duration {
+pub(crate) fn elapsed() -> Duration {
     // Outside a runtime the virtual clock stands still: tokio has no paused clock to read there.
     match BEGAN.try_with(Cell::get) {
         Ok(Some(began)) if tokio::runtime::Handle::try_current().is_ok() => began.elapsed(),
@@ -52,7 +55,7 @@ pub fn elapsed() -> Duration {
 }
 
 /// Seconds on the machine's own monotonic clock, for reporting how long a simulation took.
-pub fn wall_seconds() -> f64 {
+pub(crate) fn wall_seconds() -> f64 {
     let mut real = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     real_clock(libc::CLOCK_MONOTONIC, &mut real);
     real.tv_sec as f64 + real.tv_nsec as f64 / 1e9
@@ -68,7 +71,10 @@ fn real_clock(clock: libc::clockid_t, into: *mut libc::timespec) -> libc::c_int 
 /// # Safety
 /// As for libc's: `into` is null or valid for writes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, into: *mut libc::timespec) -> libc::c_int {
+pub(crate) unsafe extern "C" fn clock_gettime(
+    clock: libc::clockid_t,
+    into: *mut libc::timespec,
+) -> libc::c_int {
     if into.is_null() || !INSIDE.try_with(Cell::get).unwrap_or(false) {
         return real_clock(clock, into);
     }
@@ -90,7 +96,11 @@ pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, into: *mut libc::
 /// # Safety
 /// As for libc's: `into` is valid for writes of `length` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn getrandom(into: *mut libc::c_void, length: libc::size_t, flags: libc::c_uint) -> libc::ssize_t {
+pub(crate) unsafe extern "C" fn getrandom(
+    into: *mut libc::c_void,
+    length: libc::size_t,
+    flags: libc::c_uint,
+) -> libc::ssize_t {
     if !INSIDE.try_with(Cell::get).unwrap_or(false) {
         // SAFETY: the caller vouches for the buffer; the kernel checks it again.
         return unsafe { libc::syscall(libc::SYS_getrandom, into, length, flags) as libc::ssize_t };

@@ -15,11 +15,11 @@ use crate::os;
 
 /// A shared trace. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Trace(Arc<Mutex<(Sha256, u64)>>);
+pub(crate) struct Trace(Arc<Mutex<(Sha256, u64)>>);
 
 impl Trace {
     /// Adds an event at the present virtual time.
-    pub fn event(&self, kind: &str, bytes: &[u8]) {
+    pub(crate) fn event(&self, kind: &str, bytes: &[u8]) {
         let now = os::elapsed().as_nanos() as u64;
         let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (hash, events) = &mut *guard;
@@ -33,7 +33,7 @@ impl Trace {
     }
 
     /// The hash so far, in hex, and how many events it covers.
-    pub fn summary(&self) -> (String, u64) {
+    pub(crate) fn summary(&self) -> (String, u64) {
         let guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (hex::encode(guard.0.clone().finalize()), guard.1)
     }

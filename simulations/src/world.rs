@@ -22,7 +22,7 @@ use crate::{link::Links, os, trace::Trace};
 /// Why a simulation gave no result.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub enum SimError {
+pub(crate) enum SimError {
     /// The runtime or its thread could not be started.
     #[error("the simulation could not be started")]
     Start(#[source] std::io::Error),
@@ -52,45 +52,45 @@ pub enum SimError {
 
 /// What a run reports, as one JSON object.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// Which scenario.
-    pub scenario: &'static str,
+    pub(crate) scenario: &'static str,
     /// Which engine; this one runs real swarms.
-    pub engine: &'static str,
+    pub(crate) engine: &'static str,
     /// Peers.
-    pub nodes: usize,
+    pub(crate) nodes: usize,
     /// The seed.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Digest of everything that happened; equal seeds give equal hashes.
-    pub trace_hash: String,
+    pub(crate) trace_hash: String,
     /// Virtual seconds simulated.
-    pub virtual_s: f64,
+    pub(crate) virtual_s: f64,
     /// Real seconds it took.
-    pub wall_s: f64,
+    pub(crate) wall_s: f64,
     /// Events in the trace.
-    pub events: u64,
+    pub(crate) events: u64,
     /// Memory of the process at the end.
-    pub rss_bytes: u64,
+    pub(crate) rss_bytes: u64,
     /// What the scenario measured.
-    pub results: serde_json::Value,
+    pub(crate) results: serde_json::Value,
 }
 
 /// What a scenario gets.
 #[derive(Debug, Clone)]
-pub struct World {
+pub(crate) struct World {
     /// The network.
-    pub links: Links,
+    pub(crate) links: Links,
     /// What happens goes in here.
-    pub trace: Trace,
+    pub(crate) trace: Trace,
     seed: u64,
 }
 
 /// What a scenario gives back: how many peers there were, and what it measured.
-pub type Outcome = Result<(usize, serde_json::Value), SimError>;
+pub(crate) type Outcome = Result<(usize, serde_json::Value), SimError>;
 
 impl World {
     /// The identity of peer `number`, determined by the seed.
-    pub fn keypair(&self, number: u64) -> Result<Keypair, SimError> {
+    pub(crate) fn keypair(&self, number: u64) -> Result<Keypair, SimError> {
         let mut secret = [0u8; 32];
         secret[..8].copy_from_slice(&self.seed.to_le_bytes());
         secret[8..16].copy_from_slice(&number.to_le_bytes());
@@ -99,7 +99,7 @@ impl World {
     }
 
     /// Starts a peer on this world's network, and writes what it reports into the trace.
-    pub fn spawn(&self, mut config: NetConfig) -> Result<(Net, Incoming), SimError> {
+    pub(crate) fn spawn(&self, mut config: NetConfig) -> Result<(Net, Incoming), SimError> {
         // The process's memory is the simulator's, not the peer's.
         config.limits.memory = None;
         let substrate = self
@@ -119,7 +119,12 @@ impl World {
 }
 
 /// Runs a scenario in a world of its own.
-pub fn run<F, S>(name: &'static str, seed: u64, latency_ms: std::ops::Range<u64>, scenario: S) -> Result<Report, SimError>
+pub(crate) fn run<F, S>(
+    name: &'static str,
+    seed: u64,
+    latency_ms: std::ops::Range<u64>,
+    scenario: S,
+) -> Result<Report, SimError>
 where
     S: FnOnce(World) -> F + Send + 'static,
     F: Future<Output = Outcome>,
@@ -132,7 +137,12 @@ where
     world.join().unwrap_or(Err(SimError::Crashed))
 }
 
-fn inhabit<F, S>(name: &'static str, seed: u64, latency_ms: std::ops::Range<u64>, scenario: S) -> Result<Report, SimError>
+fn inhabit<F, S>(
+    name: &'static str,
+    seed: u64,
+    latency_ms: std::ops::Range<u64>,
+    scenario: S,
+) -> Result<Report, SimError>
 where
     S: FnOnce(World) -> F,
     F: Future<Output = Outcome>,

@@ -13,8 +13,7 @@ const MASKED: f32 = -1e9;
 
 /// A Qwen3 decoder with its weights.
 ///
-/// Made by [`weights`](super::weights): `Qwen3::from_tensors` reads a checkpoint, `Qwen3::init` draws
-/// random weights.
+/// `Qwen3::from_tensors` in [`weights`](super::weights) reads one from a checkpoint.
 #[derive(Module, Debug)]
 pub struct Qwen3 {
     pub(super) embed: Param<Tensor<2>>,

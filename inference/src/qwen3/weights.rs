@@ -1,25 +1,12 @@
 //! Parameters by their Hugging Face names.
 //!
-//! One table of names and shapes serves reading, writing and random initialisation.
+//! One table of names and shapes says what is read, in which order.
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use super::layer::Layer;
 use super::{Qwen3, Qwen3Config};
-
-/// A tensor on the host, f32, row-major.
-#[derive(Debug, Clone, PartialEq)]
-pub struct NamedTensor {
-    /// Name in the checkpoint.
-    pub name: String,
-    /// Dimensions.
-    pub shape: Vec<usize>,
-    /// Values.
-    pub data: Vec<f32>,
-}
 
 /// Names and shapes of all tensors of a checkpoint of these dimensions, in a fixed order.
 pub fn layout(config: &Qwen3Config) -> Vec<(String, Vec<usize>)> {
@@ -96,73 +83,4 @@ impl Qwen3 {
         };
         Ok(Self { embed, layers, norm, lm_head, config })
     }
-
-    /// A decoder to be trained: norms are one, matrices normal with deviation 0.02, and those that
-    /// write into the residual stream smaller by √(2·layers), as in GPT-2. Equal seeds give equal
-    /// weights on every machine.
-    pub fn init(config: Qwen3Config, seed: u64, device: &Device) -> Self {
-        let residual = 0.02 / (2.0 * config.num_hidden_layers as f64).sqrt();
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let made = Self::from_tensors(config, device, |name, shape| {
-            let count = shape.iter().product();
-            let deviation = match name {
-                _ if shape.len() == 1 => return Ok(vec![1.0; count]),
-                _ if name.contains("o_proj") || name.contains("down_proj") => residual,
-                _ => 0.02,
-            };
-            Ok::<_, std::convert::Infallible>(
-                (0..count).map(|_| (normal(&mut rng) * deviation) as f32).collect(),
-            )
-        });
-        match made {
-            Ok(model) => model,
-            Err(never) => match never {},
-        }
-    }
-
-    /// All tensors by name, in the order of [`layout`].
-    pub fn to_tensors(&self) -> Vec<NamedTensor> {
-        let width = self.config.head_dim;
-        let q = self.config.num_attention_heads * width;
-        let kv = self.config.num_key_value_heads * width;
-        let ffn = self.config.intermediate_size;
-        let mut values: Vec<Vec<f32>> = Vec::new();
-        let rows = |m: &Param<Tensor<2>>, range: std::ops::Range<usize>| host(m.val().slice_dim(0, range));
-        let whole = |m: &Param<Tensor<2>>| host(m.val());
-        let vector = |v: &Param<Tensor<1>>| host(v.val());
-        values.push(whole(&self.embed));
-        for layer in &self.layers {
-            values.extend([
-                vector(&layer.input_norm),
-                rows(&layer.qkv, 0..q),
-                rows(&layer.qkv, q..q + kv),
-                rows(&layer.qkv, q + kv..q + 2 * kv),
-                vector(&layer.q_norm),
-                vector(&layer.k_norm),
-                whole(&layer.o),
-                vector(&layer.post_norm),
-                rows(&layer.gate_up, 0..ffn),
-                rows(&layer.gate_up, ffn..2 * ffn),
-                whole(&layer.down),
-            ]);
-        }
-        values.push(vector(&self.norm));
-        values.extend(self.lm_head.as_ref().map(whole));
-        layout(&self.config)
-            .into_iter()
-            .zip(values)
-            .map(|((name, shape), data)| NamedTensor { name, shape, data })
-            .collect()
-    }
-}
-
-fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().iter::<f32>().collect()
-}
-
-/// A standard normal value (Box and Muller, 1958).
-fn normal(rng: &mut ChaCha8Rng) -> f64 {
-    let mut uniform = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-    let (u, v) = (uniform(), uniform());
-    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }

@@ -6,13 +6,19 @@
 //!
 //! ```text
 //! 347+589      <think>7+9=16 4+8+1=13 3+5+1=9</think>\n936
-//! 523-178      <think>3-8=5b 2-7-1=4b 5-1-1=3</think>\n345          b: borrowed ten
-//! 178-523      <think>swap 3-8=5b 2-7-1=4b 5-1-1=3</think>\n-345
+//! 523-178      <think>5>1 3-8=5b 2-7-1=4b 5-1-1=3</think>\n345          b: borrowed ten
+//! 532-523      <think>5=5 3>2 2-3=9b 3-2-1=0 5-5=0</think>\n9
+//! 178-523      <think>1<5 swap 3-8=5b 2-7-1=4b 5-1-1=3</think>\n-345
+//! planet       <think>p1 l2 a3 n4 e5 t6 / t6 e5 n4 a3 l2 p1</think>\ntenalp
 //! ```
+//!
+//! A difference first compares its operands from the highest column down, until one column decides.
 //!
 //! Held out: one operand pair in ten, chosen by [`is_held_out`] whatever the order, of all pairs with
 //! a number above nine (the single digits are the table itself). Such a pair stands in no row, be it
 //! sum, difference, comparison or count, and neither does any of the facts' held-out wordings.
+
+use std::cmp::Ordering;
 
 use super::facts;
 use super::wordings::{
@@ -117,15 +123,30 @@ pub fn fill(wording: &str, a: u32, b: u32) -> String {
 /// The answer to a sum or difference, column by column.
 pub fn work_out(op: Op, a: u32, b: u32) -> String {
     let mut text = String::from("<think>");
-    let swapped = op == Op::Subtract && a < b;
-    let (top, bottom) = if swapped { (b, a) } else { (a, b) };
-    if swapped {
-        text.push_str("swap ");
+    let columns = a.max(b).max(1).ilog10() + 1;
+    let digit = |number: u32, column: u32| number / 10u32.pow(column) % 10;
+    let (mut top, mut bottom) = (a, b);
+    if op == Op::Subtract {
+        for column in (0..columns).rev() {
+            let (x, y) = (digit(a, column), digit(b, column));
+            let relation = match x.cmp(&y) {
+                Ordering::Less => '<',
+                Ordering::Equal => '=',
+                Ordering::Greater => '>',
+            };
+            text.push_str(&format!("{x}{relation}{y} "));
+            if x != y {
+                break;
+            }
+        }
+        if a < b {
+            text.push_str("swap ");
+            (top, bottom) = (b, a);
+        }
     }
-    let columns = top.max(bottom).max(1).ilog10() + 1;
     let mut carry = 0;
     for column in 0..columns {
-        let (x, y) = (top / 10u32.pow(column) % 10, bottom / 10u32.pow(column) % 10);
+        let (x, y) = (digit(top, column), digit(bottom, column));
         if column > 0 {
             text.push(' ');
         }
@@ -177,7 +198,7 @@ pub struct Mix {
 
 impl Default for Mix {
     fn default() -> Self {
-        Self { arithmetic: 52, fact: 28, word: 12, count: 2, compare: 4 }
+        Self { arithmetic: 42, fact: 36, word: 14, count: 3, compare: 4 }
     }
 }
 
@@ -277,15 +298,19 @@ impl Corpus {
             let length = 2 + self.rng.below(8);
             (0..length).map(|_| char::from(b'a' + self.rng.below(26) as u8)).collect()
         };
-        let dashed = |word: &str| word.chars().map(String::from).collect::<Vec<_>>().join("-");
+        let counted: Vec<String> = word.chars().zip(1..).map(|(letter, n)| format!("{letter}{n}")).collect();
+        let backwards: Vec<&str> = counted.iter().rev().map(String::as_str).collect();
+        let (counted, backwards) = (counted.join(" "), backwards.join(" "));
         let (wordings, answer) = match self.rng.below(100) {
-            0..45 => (REVERSE, word.chars().rev().collect()),
-            45..75 => (SPELL, dashed(&word)),
-            75..90 => {
-                let counted: Vec<String> =
-                    word.chars().zip(1..).map(|(letter, n)| format!("{letter}{n}")).collect();
-                (LETTERS, format!("<think>{}</think>\n{}", counted.join(" "), word.len()))
+            0..50 => {
+                let reversed: String = word.chars().rev().collect();
+                (REVERSE, format!("<think>{counted} / {backwards}</think>\n{reversed}"))
             }
+            50..75 => {
+                let dashed: Vec<String> = word.chars().map(String::from).collect();
+                (SPELL, format!("<think>{counted}</think>\n{}", dashed.join("-")))
+            }
+            75..90 => (LETTERS, format!("<think>{counted}</think>\n{}", word.len())),
             _ => (REPEAT, word.clone()),
         };
         let user = self.soften(self.rng.clone().pick(wordings).replace("{w}", &word));
@@ -381,8 +406,11 @@ mod tests {
     #[test]
     fn every_column_and_every_result_is_true() {
         assert_eq!(work_out(Op::Add, 347, 589), "<think>7+9=16 4+8+1=13 3+5+1=9</think>\n936");
-        assert_eq!(work_out(Op::Subtract, 523, 178), "<think>3-8=5b 2-7-1=4b 5-1-1=3</think>\n345");
-        assert_eq!(work_out(Op::Subtract, 178, 523), "<think>swap 3-8=5b 2-7-1=4b 5-1-1=3</think>\n-345");
+        assert_eq!(work_out(Op::Subtract, 523, 178), "<think>5>1 3-8=5b 2-7-1=4b 5-1-1=3</think>\n345");
+        assert_eq!(work_out(Op::Subtract, 178, 523), "<think>1<5 swap 3-8=5b 2-7-1=4b 5-1-1=3</think>\n-345");
+        assert_eq!(work_out(Op::Subtract, 532, 523), "<think>5=5 3>2 2-3=9b 3-2-1=0 5-5=0</think>\n9");
+        assert_eq!(work_out(Op::Subtract, 7, 23), "<think>0<2 swap 3-7=6b 2-0-1=1</think>\n-16");
+        assert_eq!(work_out(Op::Subtract, 8, 8), "<think>8=8 8-8=0</think>\n0");
         assert_eq!(work_out(Op::Add, 0, 0), "<think>0+0=0</think>\n0");
         let mut rng = Rng::new(5);
         for _ in 0..5_000 {

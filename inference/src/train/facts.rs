@@ -94,7 +94,10 @@ pub fn bare(wording: &str) -> String {
 /// finger. Never turns a wording into a held-out one.
 pub fn disturb(wording: &str, rng: &mut Rng) -> String {
     let mut words: Vec<String> = wording.split(' ').map(str::to_owned).collect();
-    if rng.chance(20) && words.len() > 3 {
+    if rng.chance(25) && words.len() > 3 {
+        words.remove(rng.below(words.len()));
+    }
+    if rng.chance(8) && words.len() > 4 {
         words.remove(rng.below(words.len()));
     }
     if rng.chance(15) {

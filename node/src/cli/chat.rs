@@ -97,7 +97,11 @@ impl Session {
             output::piece("> ");
             let line = tokio::select! {
                 line = lines.next_line() => line.context("cannot read the terminal")?,
-                _ = tokio::signal::ctrl_c() => None,
+                _ = tokio::signal::ctrl_c() => {
+                    output::line("");
+                    output::note("Ctrl-D ends the conversation");
+                    continue;
+                }
             };
             match line {
                 None => {

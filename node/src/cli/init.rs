@@ -62,6 +62,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     output::line(format!("wrote {}", folder.display()));
     output::line(format!("network {}, wallet {}", genesis.name(), wallet.address()));
     output::line("back up wallet.txt: whoever has its words has the money, and nobody else can restore them");
+    if joined.is_some() {
+        output::line(format!("test coins: cocoon testnet fund {}", wallet.address()));
+    }
     output::line(if args.gateway {
         format!("next: fund the wallet, then `cocoon gateway --config {}`", main.display())
     } else {
@@ -85,7 +88,7 @@ fn write_provider(folder: &Path, joined: Option<&Joined>) -> anyhow::Result<()> 
             host.network.listen = vec!["/ip4/127.0.0.1/udp/0/quic-v1".into(), "/ip4/127.0.0.1/tcp/0".into()];
             host.network.bootstrap.clone_from(&network.bootstrap);
             host.chain.url.clone_from(&network.chain.url);
-            host.chain.api_key = chain_key(network)?;
+            host.chain.api_key = network.chain.api_key()?;
             let mut enclave: EnclaveConfig =
                 toml::from_str(ENCLAVE_TEMPLATE).context("the enclave template")?;
             enclave.engine.model_digest = hex::encode(cocoon_inference::embedded::digest());
@@ -105,16 +108,10 @@ fn write_gateway(folder: &Path, joined: Option<&Joined>) -> anyhow::Result<()> {
             let mut config = GatewayConfig::desktop();
             config.network.bootstrap.clone_from(&network.bootstrap);
             config.chain.url.clone_from(&network.chain.url);
-            config.chain.api_key = chain_key(network)?;
+            config.chain.api_key = network.chain.api_key()?;
             "test".clone_into(&mut config.policy.assurance);
             config.to_toml()
         }
     };
     Ok(localnet::write_private(&folder.join("gateway.toml"), text.as_bytes())?)
-}
-
-fn chain_key(network: &Network) -> anyhow::Result<String> {
-    let file = &network.chain.api_key_file;
-    let key = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(key.trim().to_owned())
 }

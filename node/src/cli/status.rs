@@ -81,12 +81,24 @@ pub(super) fn print(report: &Value) {
         let name = process["name"].as_str().unwrap_or("?");
         output::line(format!("{name:<20} {state:<8} pid {}", process["pid"]));
         for (key, value) in process["status"].as_object().into_iter().flatten() {
-            match value {
-                Value::String(text) => output::line(format!("    {key:<22} {text}")),
-                Value::Null => {}
-                other => output::line(format!("    {key:<22} {other}")),
+            if !value.is_null() {
+                output::line(format!("    {key:<22} {}", readable(value)));
             }
         }
+    }
+}
+
+/// JSON without its punctuation, on one line.
+fn readable(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "none".to_owned(),
+        Value::Array(list) => list.iter().map(readable).collect::<Vec<_>>().join("; "),
+        Value::Object(fields) => {
+            let known = fields.iter().filter(|(_, value)| !value.is_null());
+            known.map(|(key, value)| format!("{key} {}", readable(value))).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
     }
 }
 

@@ -12,10 +12,11 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, Subcommand};
+use cocoon_payments::{Address, NanoTon};
 use serde_json::json;
 
 use super::{Stop, chain, output, service, status};
-use crate::localnet::{AttachError, Engine, Layout, Localnet, Network, Options, Progress, tail};
+use crate::localnet::{AttachError, Engine, Faucet, Layout, Localnet, Network, Options, Progress, tail};
 
 /// How long `down` waits for the supervisor to stop everything.
 const DOWN: Duration = Duration::from_secs(30);
@@ -38,6 +39,8 @@ enum Command {
     Status(StatusArgs),
     /// Print logs
     Logs(LogsArgs),
+    /// Give a wallet coins of the local chain
+    Fund(FundArgs),
     /// Run only the local chain
     Chain(chain::Args),
 }
@@ -114,6 +117,17 @@ struct LogsArgs {
     follow: bool,
 }
 
+#[derive(Debug, ClapArgs)]
+struct FundArgs {
+    #[command(flatten)]
+    state: StateArgs,
+    /// The wallet: `workchain:hex` or the base64 form
+    address: Address,
+    /// How many whole test coins
+    #[arg(default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    ton: u64,
+}
+
 pub(super) fn run(args: Args, verbose: u8) -> anyhow::Result<()> {
     match args.command {
         Command::Up(args) if args.detach => up_detached(&args, verbose),
@@ -121,6 +135,7 @@ pub(super) fn run(args: Args, verbose: u8) -> anyhow::Result<()> {
         Command::Down(args) => down(&args),
         Command::Status(args) => service::block_on(show_status(args)),
         Command::Logs(args) => logs(&args),
+        Command::Fund(args) => service::block_on(fund(args)),
         Command::Chain(args) => chain::run(&args),
     }
 }
@@ -164,6 +179,14 @@ async fn up(args: UpArgs, verbose: u8) -> anyhow::Result<()> {
     }
     output::note("stopping");
     localnet.down().await;
+    Ok(())
+}
+
+async fn fund(args: FundArgs) -> anyhow::Result<()> {
+    let network = Network::attach(&args.state.layout()).map_err(|e| Stop::NothingRunning(e.to_string()))?;
+    let faucet = Faucet::at(&network.chain.url, network.chain.api_key()?)?;
+    faucet.fund(&args.address, NanoTon(args.ton.saturating_mul(1_000_000_000))).await?;
+    output::line(format!("{} test TON are on their way to {}", args.ton, args.address));
     Ok(())
 }
 

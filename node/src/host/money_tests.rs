@@ -116,6 +116,30 @@ fn a_bad_voucher_at_the_end_costs_the_good_ones_nothing() {
 }
 
 #[test]
+fn a_voucher_with_any_changed_byte_is_refused_by_the_name_of_the_check() {
+    let world = World::new();
+    let honest = world.voucher(100, &[(1, 100)]);
+    let bytes = honest.signed.encode();
+    let mut seen = std::collections::BTreeSet::new();
+    for at in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        let Ok(signed) = SignedVoucher::decode(&changed) else {
+            seen.insert("unreadable");
+            continue;
+        };
+        let refused = world.pay(&[Voucher { signed, allocations: honest.allocations.clone() }]).refused;
+        let refused = refused.unwrap_or_else(|| panic!("byte {at} may be changed"));
+        assert_eq!(refused.code, RefusalCode::VoucherInvalid, "byte {at}: {}", refused.message);
+        let named =
+            ["signature", "global_id", "channel_id"].into_iter().find(|n| refused.message.contains(n));
+        seen.insert(named.unwrap_or_else(|| panic!("byte {at}: {}", refused.message)));
+    }
+    assert!(["signature", "global_id", "channel_id"].iter().all(|check| seen.contains(check)), "{seen:?}");
+    assert!(world.pay(&[honest]).refused.is_none(), "the refusals changed the lane");
+}
+
+#[test]
 fn allocations_never_exceed_what_the_voucher_adds() {
     let world = World::new();
     let paid = world.pay(&[world.voucher(100, &[(1, 60), (2, 41)])]);

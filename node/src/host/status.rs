@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use cocoon_client::genesis::Genesis;
-use cocoon_p2p::{Net, net::NetStatus};
+use cocoon_p2p::{Net, core::PeerKey, net::NetStatus};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -73,10 +73,18 @@ impl Status {
         } else if now > ad.at_unix + u64::from(worker.ad_ttl_s) {
             why_no_jobs.push("the last ad has expired".to_owned());
         }
+        let market = enclave.hello.as_ref().map(|hello| Market::of(worker, &hello.model_digest));
+        if let Some(market) = &market
+            && !market.is_fair(worker.prices.output)
+        {
+            why_no_jobs.push(format!(
+                "the output price is {} nanoTON per million tokens, the median of {} others is {}: lower \
+                 `prices.output` to be chosen more often",
+                worker.prices.output, market.others, market.median_output
+            ));
+        }
         if why_no_jobs.is_empty() && sessions == 0 {
-            why_no_jobs.push(
-                "none has asked yet: compare `prices` with other workers' (`cocoon model list`)".to_owned(),
-            );
+            why_no_jobs.push("none has asked yet".to_owned());
         }
 
         json!({
@@ -87,7 +95,10 @@ impl Status {
             "reachable": net.as_ref().map(|net| net.reachability.clone()),
             "visible": ad.sequence > 0 && now <= ad.at_unix + u64::from(worker.ad_ttl_s),
             "attested": attested,
-            "priced": true,
+            "priced": market.as_ref().map(|market| market.is_fair(worker.prices.output)),
+            "market": market.as_ref().map(|market| json!({
+                "others": market.others, "median_output": market.median_output,
+            })),
             "earning": sessions > 0 && earned.0 > 0,
             "why_no_jobs": why_no_jobs,
             "model": enclave.hello.as_ref().map(|hello| format!("{}@{}", hello.model, hex::encode(hello.model_digest))),
@@ -131,6 +142,34 @@ impl Status {
             Ok(Err(_)) => Err("the host shuts down".to_owned()),
             Err(_) => Err("the chain did not answer within two minutes; redeeming goes on".to_owned()),
         }
+    }
+}
+
+/// What the other workers of a model ask for it.
+struct Market {
+    others: usize,
+    /// In nanoTON per million output tokens; 0 without others.
+    median_output: u64,
+}
+
+impl Market {
+    fn of(worker: &Worker, model: &[u8; 32]) -> Self {
+        let own = PeerKey::from(worker.net.peer_id());
+        let prices = worker.net.directory().read(|directory| {
+            let others = directory.for_model(model).filter(|ad| ad.peer != own);
+            others.filter_map(|ad| ad.offer(model)).map(|offer| offer.price_output).collect()
+        });
+        Self::from_prices(prices)
+    }
+
+    fn from_prices(mut prices: Vec<u64>) -> Self {
+        prices.sort_unstable();
+        Self { others: prices.len(), median_output: prices.get(prices.len() / 2).copied().unwrap_or(0) }
+    }
+
+    /// Askers weigh price against speed: up to half above the median still gets work.
+    fn is_fair(&self, output: u64) -> bool {
+        self.others == 0 || output <= self.median_output.saturating_add(self.median_output / 2)
     }
 }
 
@@ -178,4 +217,19 @@ impl Answers for Bootstrap {
 fn unknown(command: &str, known: &str) -> String {
     let shown: String = command.chars().take(40).collect();
     format!("unknown command `{shown}`; use {known}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Market;
+
+    #[test]
+    fn a_price_is_fair_up_to_half_above_the_median_of_the_others() {
+        assert!(Market::from_prices(Vec::new()).is_fair(u64::MAX), "nobody to compare with");
+        let market = Market::from_prices(vec![300, 100, 200]);
+        assert_eq!((market.others, market.median_output), (3, 200));
+        assert!(market.is_fair(300));
+        assert!(!market.is_fair(301));
+        assert!(Market::from_prices(vec![u64::MAX]).is_fair(u64::MAX));
+    }
 }

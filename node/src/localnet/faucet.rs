@@ -16,8 +16,13 @@ pub(crate) struct Faucet {
 
 impl Faucet {
     pub(crate) fn new(chain: &ChainConfig) -> Result<Self, UpError> {
-        let root = chain.url.trim_end_matches('/').trim_end_matches("/api/v2");
-        Ok(Self { http: http_client()?, url: format!("{root}/faucet"), key: chain.api_key.clone() })
+        Self::at(&chain.url, chain.api_key.clone())
+    }
+
+    /// At a local chain's endpoint (it ends in `/api/v2`).
+    pub(crate) fn at(url: &str, key: String) -> Result<Self, UpError> {
+        let root = url.trim_end_matches('/').trim_end_matches("/api/v2");
+        Ok(Self { http: http_client()?, url: format!("{root}/faucet"), key })
     }
 
     pub(crate) async fn fund(&self, address: &Address, amount: NanoTon) -> Result<(), UpError> {

@@ -1,6 +1,9 @@
 //! What a running network says of itself, in `network.json`.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -55,6 +58,22 @@ pub struct ChainEndpoint {
     pub url: String,
     /// The file that holds its key.
     pub api_key_file: PathBuf,
+}
+
+impl ChainEndpoint {
+    /// The key that the local chain asks for.
+    ///
+    /// # Errors
+    /// When the key file cannot be read.
+    pub fn api_key(&self) -> io::Result<String> {
+        read_key(&self.api_key_file)
+    }
+}
+
+fn read_key(file: &Path) -> io::Result<String> {
+    let key = fs::read_to_string(file)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot read {}: {error}", file.display())))?;
+    Ok(key.trim().to_owned())
 }
 
 /// One process of the network.
@@ -114,7 +133,7 @@ impl Network {
     /// # Errors
     /// When the key file cannot be read.
     pub fn api_key(&self) -> io::Result<String> {
-        Ok(fs::read_to_string(&self.api_key_file)?.trim().to_owned())
+        read_key(&self.api_key_file)
     }
 
     /// The processes that ought to run and do not.

@@ -251,7 +251,7 @@ impl Net {
         self.ask(Command::Status).await
     }
 
-    /// Stops the swarm and closes every connection. Sessions end.
+    /// Stops the swarm and closes every connection. Sessions end, and the ports listened on are free again.
     pub async fn shutdown(&self) {
         self.ask(Command::Shutdown).await;
     }

@@ -3,13 +3,14 @@
 //! QUIC and TCP (Noise, Yamux) under DNS. Defaults that would break token streams are raised: QUIC
 //! closes a connection after 10 s of silence by itself, and a question may well sit in a queue longer.
 
-use std::time::Duration;
+use std::{io, net::UdpSocket, time::Duration};
 
 use libp2p::{
-    PeerId, Transport,
+    Multiaddr, PeerId, Transport,
     core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
     dns,
     identity::Keypair,
+    multiaddr::Protocol,
     noise, quic, relay, tcp, yamux,
 };
 
@@ -19,6 +20,39 @@ use super::NetError;
 pub type Substrate = Boxed<(PeerId, StreamMuxerBox)>;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A connection that closes is remembered for three probe timeouts (RFC 9000, section 10.2).
+const DRAINING: Duration = Duration::from_secs(5);
+
+/// Waits until the QUIC ports of a dropped swarm can be bound again. Its sockets outlive it while
+/// closing connections drain, and a successor in the same process would find its port taken.
+pub(crate) async fn released(listening: &[Multiaddr]) {
+    let sockets: Vec<_> = listening.iter().filter_map(udp_socket).collect();
+    let taken = |at: &(std::net::IpAddr, u16)| {
+        UdpSocket::bind(at).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+    };
+    let all_free = async {
+        while sockets.iter().any(taken) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(DRAINING, all_free).await.is_err() {
+        tracing::warn!(?listening, "a port is still in use after the overlay was shut down");
+    }
+}
+
+fn udp_socket(address: &Multiaddr) -> Option<(std::net::IpAddr, u16)> {
+    let mut parts = address.iter();
+    let ip = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    match parts.next()? {
+        Protocol::Udp(port) => Some((ip, port)),
+        _ => None,
+    }
+}
 
 fn noise_config(keypair: &Keypair) -> Result<noise::Config, NetError> {
     noise::Config::new(keypair).map_err(|error| NetError::Transport { what: "Noise", why: error.to_string() })

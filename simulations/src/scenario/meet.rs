@@ -22,7 +22,7 @@ const MODEL: [u8; 32] = [0x11; 32];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs the scenario.
-pub fn simulate(seed: u64) -> Result<Report, SimError> {
+pub(crate) fn simulate(seed: u64) -> Result<Report, SimError> {
     run("meet", seed, 5..75, meet)
 }
 
@@ -44,10 +44,7 @@ async fn meet(world: World) -> Outcome {
         NetConfig::new(world.keypair(2)?, NETWORK, Mode::Client, Vec::new()).with_bootstrap(vec![address()?]);
     let (asker, _unused) = world.spawn(asker_config)?;
     asker.join_model(MODEL).await;
-    asker
-        .connect(worker.peer_id(), vec![address()?])
-        .await
-        .map_err(|error| broken("connecting")(&error))?;
+    asker.connect(worker.peer_id(), vec![address()?]).await.map_err(|error| broken("connecting")(&error))?;
     let met = os::elapsed();
 
     let ad = ad(PeerKey::from(worker.peer_id()));

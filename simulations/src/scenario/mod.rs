@@ -1,3 +1,3 @@
 //! Scenarios: what happens in a world, and what is measured.
 
-pub mod meet;
+pub(crate) mod meet;

@@ -92,6 +92,37 @@ async fn an_empty_wallet_and_a_low_price_ceiling_are_told_apart() {
 }
 
 #[tokio::test]
+async fn an_assurance_that_no_root_of_the_network_gives_is_refused_at_the_start() {
+    let _alone = alone().await;
+    let testnet = up(&["--workers", "1"]);
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("strict");
+    let init = Command::new(cocoon().unwrap())
+        .args(["init", "--gateway"])
+        .arg(&dir)
+        .arg("--testnet")
+        .arg(testnet.state())
+        .output()
+        .unwrap();
+    assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
+    let gateway = Command::new(cocoon().unwrap())
+        .args([
+            "gateway",
+            "--set",
+            "listen=127.0.0.1:0",
+            "--set",
+            "policy.assurance=confidential",
+            "--config",
+        ])
+        .arg(dir.join("gateway.toml"))
+        .output()
+        .unwrap();
+    assert!(!gateway.status.success());
+    let words = String::from_utf8_lossy(&gateway.stderr);
+    assert!(words.contains("assurance"), "the error does not say what to change: {words}");
+}
+
+#[tokio::test]
 async fn a_client_that_hangs_up_stops_generation_and_payment() {
     let _alone = alone().await;
     let testnet = up(&["--workers", "1", "--echo", "3000x8", "--pace-ms", "5"]);

@@ -19,292 +19,30 @@
 //! Whatever the enclave claims (positions, counts, receipt) is compared with the asker's own
 //! count; the first disagreement ends the session.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use cocoon_attest::{
-    Policy, Verified, VerifyError,
+    VerifyError,
     live::{self, LiveProof},
-    noise::{self, Channel, Initiator, NoiseError, Prologue},
+    noise::Channel,
 };
-use cocoon_inference::{FinishReason, GenerateRequest, Token, Usage};
+use cocoon_inference::{FinishReason, Token, Usage};
 use cocoon_payments::{
-    NanoTon, ReceiptError, SignedReceipt, SignedVoucher,
-    lane::{AdoptError, PayError, Payer},
+    NanoTon, SignedReceipt, SignedVoucher,
+    lane::{PayError, Payer},
 };
 
 use super::{
-    WIRE_VERSION,
-    inner::{self, FailCode, RecordError, ToAsker, ToEnclave, Welcome},
+    inner::{self, ToAsker, ToEnclave, Welcome},
     meter::{Bill, Limits, Meter, MeterError, Tariff},
-    outer::{self, Accepted, FrameError, Open, Refused, ToClient},
+    outer::{self, ToClient},
 };
 
-/// What a worker's evidence and ad promise; the session holds it to them.
-#[derive(Debug, Clone)]
-pub struct Terms {
-    /// The asker's own verdict on the evidence.
-    pub verified: Arc<Verified>,
-    /// The evidence's collateral: a live quote of the same TEE verifies against it.
-    pub collateral: Arc<[u8]>,
-    /// Under which policy.
-    pub policy: Arc<Policy>,
-    /// Whether this session must be bound to a fresh quote.
-    pub challenge: Option<[u8; 32]>,
-    /// The worker's peer id.
-    pub worker: Vec<u8>,
-    /// The model advertised.
-    pub model: [u8; 32],
-    /// The ad's price, in nanoTON per million input tokens.
-    pub price_input: u64,
-    /// The ad's price, in nanoTON per million output tokens.
-    pub price_output: u64,
-    /// The largest quantum the network allows at that price.
-    pub quantum: NanoTon,
-}
+mod opening;
+mod types;
 
-/// How long a worker may say nothing about a stream.
-#[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// Until the handshake is answered and the welcome (and live proof) is here.
-    pub ready_ms: u64,
-    /// Until the first token, queueing and prefill included.
-    pub first_token_ms: u64,
-    /// Between tokens.
-    pub next_token_ms: u64,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self { ready_ms: 5_000, first_token_ms: 15_000, next_token_ms: 5_000 }
-    }
-}
-
-/// Why a session is over.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum SessionError {
-    /// The host refused.
-    #[error("the worker refused ({code}): {message}", code = .0.code, message = .0.message)]
-    Refused(Refused),
-    /// The host ended it.
-    #[error("the worker ended the session: {0}")]
-    Bye(String),
-    /// The attested channel failed.
-    #[error("the attested channel failed: {0}")]
-    Noise(#[from] NoiseError),
-    /// A record that is not messages.
-    #[error("the enclave sent an unreadable record: {0}")]
-    Record(#[from] RecordError),
-    /// A frame that is none.
-    #[error("the worker sent an unreadable frame: {0}")]
-    Frame(#[from] FrameError),
-    /// The welcome breaks what ad or evidence promised.
-    #[error("the enclave's welcome: {field} is {found}, expected {expected}")]
-    Terms {
-        /// Which field.
-        field: &'static str,
-        /// What the enclave says.
-        found: String,
-        /// What was promised.
-        expected: String,
-    },
-    /// The live quote does not bind this session.
-    #[error("the live binding failed: {0}")]
-    Live(Box<VerifyError>),
-    /// Tokens that were not paid for, or counts that do not add up.
-    #[error("the enclave's metering disagrees with ours: {0}")]
-    Meter(#[from] MeterError),
-    /// A message that does not belong here.
-    #[error("the enclave broke the protocol: {0}")]
-    Protocol(&'static str),
-    /// A receipt that disagrees with what was delivered.
-    #[error("receipt of stream {stream}: {field} is {found}, expected {expected}")]
-    Receipt {
-        /// Which stream.
-        stream: u32,
-        /// Which field.
-        field: &'static str,
-        /// What the receipt says.
-        found: String,
-        /// What we counted.
-        expected: String,
-    },
-    /// A receipt whose signature does not verify.
-    #[error("receipt of stream {stream}: {error}")]
-    ReceiptSignature {
-        /// Which stream.
-        stream: u32,
-        /// What is wrong with it.
-        error: ReceiptError,
-    },
-    /// The newest voucher that the worker presents is not ours.
-    #[error(transparent)]
-    Voucher(AdoptError),
-    /// Nothing was heard for too long.
-    #[error("the worker said nothing for {0} ms")]
-    Silent(u64),
-    /// The stream to the worker ended.
-    #[error("the connection to the worker was lost: {0}")]
-    Lost(String),
-}
-
-/// A request for one leg of an answer.
-#[derive(Debug, Clone)]
-pub struct Ask {
-    /// What to answer; its prefix is what other legs delivered.
-    pub request: GenerateRequest,
-    /// Ceiling for this leg.
-    pub max_cost: NanoTon,
-}
-
-/// What became of a stream.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The session may carry requests now.
-    Ready(Welcome),
-    /// The input was counted.
-    Quoted {
-        /// Which.
-        stream: u32,
-        /// Tokens of prompt and prefix.
-        input_tokens: u32,
-        /// What they cost.
-        cost: NanoTon,
-    },
-    /// More of the answer.
-    Tokens {
-        /// Which.
-        stream: u32,
-        /// In order, without gaps.
-        tokens: Vec<Token>,
-    },
-    /// The answer is complete and its receipt verified.
-    Finished {
-        /// Which.
-        stream: u32,
-        /// Why it ended.
-        reason: FinishReason,
-        /// Text held back until now.
-        text: String,
-        /// Counts of this leg.
-        usage: Usage,
-        /// Verified: key, session, counts and signature.
-        receipt: Box<SignedReceipt>,
-    },
-    /// The stream ended without an answer. Money already paid for it stays in the session's pool.
-    Failed {
-        /// Which.
-        stream: u32,
-        /// Why.
-        why: StreamFailure,
-        /// What it came to by the asker's own count.
-        bill: Bill,
-    },
-}
-
-/// Why one stream failed while its session lives.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum StreamFailure {
-    /// The enclave's words.
-    #[error("{message}")]
-    Enclave {
-        /// For programs.
-        code: FailCode,
-        /// For people.
-        message: String,
-    },
-    /// The channel's deposit is used up.
-    #[error("the channel's deposit is used up: {0}")]
-    Unfunded(PayError),
-    /// The input alone costs more than the request allows.
-    #[error("{0}")]
-    Ceiling(MeterError),
-    /// The request does not fit a record.
-    #[error("{0}")]
-    TooLarge(RecordError),
-    /// The enclave said nothing about it for too long.
-    #[error("the worker said nothing for {0} ms")]
-    Silent(u64),
-}
-
-/// A session whose handshake is on its way.
-#[derive(Debug)]
-pub struct Opening {
-    initiator: Initiator,
-    terms: Terms,
-    payer: Payer,
-    patience: Patience,
-}
-
-impl Opening {
-    /// Begins a handshake; the frame is the first to send.
-    pub fn start(
-        crypto: noise::Crypto,
-        terms: Terms,
-        payer: Payer,
-        patience: Patience,
-    ) -> Result<(Self, Open), SessionError> {
-        let prologue = Prologue {
-            wire_version: WIRE_VERSION,
-            network_id: terms.policy.network_id,
-            evidence_digest: terms.verified.evidence_digest,
-            policy: terms.policy.live.id(),
-        };
-        let key = terms.verified.claims.noise_key;
-        let (initiator, noise) = Initiator::start(crypto, &prologue, &key)?;
-        let open = Open {
-            wire_version: prologue.wire_version,
-            network_id: prologue.network_id,
-            evidence_digest: prologue.evidence_digest,
-            policy: prologue.policy,
-            noise,
-            channel: payer.params().encode(),
-        };
-        Ok((Self { initiator, terms, payer, patience }, open))
-    }
-
-    /// Completes the handshake with the host's answer.
-    pub fn accepted(mut self, accepted: &Accepted, now_ms: u64) -> Result<Asker, SessionError> {
-        let gap = self.reconcile(accepted.newest.as_ref())?;
-        let channel = self.initiator.finish(&accepted.noise)?;
-        let mut asker = Asker {
-            handshake_hash: channel.handshake_hash(),
-            channel,
-            payer: self.payer,
-            gap,
-            welcome: None,
-            live: self.terms.challenge.is_none(),
-            opened_at: now_ms,
-            meter: Meter::new(Tariff { price_input: 0, price_output: 0, quantum: self.terms.quantum }),
-            terms: self.terms,
-            patience: self.patience,
-            next_stream: 1,
-            streams: BTreeMap::new(),
-            waiting: VecDeque::new(),
-            outbox: inner::Batch::default(),
-            events: VecDeque::new(),
-        };
-        if let Some(nonce) = asker.terms.challenge {
-            asker.outbox.push(&ToEnclave::Challenge { nonce })?;
-        }
-        Ok(asker)
-    }
-
-    /// Brings our end of the channel up to what the worker holds. Returns what we have signed and
-    /// the worker does not have: it was lost with an earlier connection and is still to be spent.
-    fn reconcile(&mut self, newest: Option<&SignedVoucher>) -> Result<NanoTon, SessionError> {
-        let held = match newest {
-            None => NanoTon::ZERO,
-            Some(newest) => {
-                self.payer.adopt(newest).map_err(SessionError::Voucher)?;
-                newest.voucher.cumulative
-            }
-        };
-        Ok(self.payer.cumulative().saturating_sub(held))
-    }
-}
+pub use opening::Opening;
+pub use types::{Ask, Event, Patience, SessionError, StreamFailure, Terms, Transmit};
 
 #[derive(Debug)]
 struct Stream {
@@ -765,15 +503,6 @@ fn agree<T: PartialEq + ?Sized>(
     }
     let (found, expected) = (show(found), show(expected));
     Err(SessionError::Receipt { stream, field, found, expected })
-}
-
-/// A frame to send.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Transmit {
-    /// A sealed record: `outer::NOISE ‖ record`.
-    Record(Vec<u8>),
-    /// A payment.
-    Voucher(outer::Voucher),
 }
 
 #[cfg(test)]

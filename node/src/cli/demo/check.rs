@@ -71,9 +71,7 @@ pub(super) fn workers(
 
 /// Has each paid worker redeem its newest voucher, and reads the settlement back from the chain.
 pub(super) async fn settle(stage: &Stage, answers: &[Asked]) -> anyhow::Result<Vec<Value>> {
-    let key =
-        std::fs::read_to_string(&stage.network.chain.api_key_file).context("cannot read the chain's key")?;
-    let chain = Toncenter::new(&stage.network.chain.url, Some(key.trim().to_owned()))?;
+    let chain = Toncenter::new(&stage.network.chain.url, Some(stage.network.chain.api_key()?))?;
     let paid: BTreeSet<String> =
         answers.iter().flat_map(|answer| &answer.receipt.legs).map(|leg| leg.worker.to_string()).collect();
     let mut settlements = Vec::new();

@@ -260,14 +260,12 @@ async fn join(stage: &Stage, instruments: &Instruments) -> anyhow::Result<LightP
 impl Stage {
     fn gateway_config(&self) -> anyhow::Result<GatewayConfig> {
         let folder = self.layout.process("demo");
-        let api_key = std::fs::read_to_string(&self.network.chain.api_key_file)
-            .context("cannot read the chain's key")?;
         let mut config = GatewayConfig::desktop();
         config.genesis = self.layout.genesis();
         config.state = folder.join("state");
         config.network.bootstrap.clone_from(&self.network.bootstrap);
         config.chain.url.clone_from(&self.network.chain.url);
-        api_key.trim().clone_into(&mut config.chain.api_key);
+        config.chain.api_key = self.network.chain.api_key()?;
         config.chain.refresh_s = 2;
         config.wallet.mnemonic_file = folder.join("wallet.txt");
         "test".clone_into(&mut config.policy.assurance);

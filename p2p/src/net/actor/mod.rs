@@ -205,7 +205,14 @@ impl Actor {
 
     fn start(&mut self, now: Instant) -> Result<(), NetError> {
         for (number, address) in self.config.listen.clone().into_iter().enumerate() {
-            self.listen(number).map_err(|error| NetError::Listen { address, why: error.to_string() })?;
+            self.listen(number).map_err(|error| {
+                let why = match error {
+                    // libp2p prints nothing for the errors of a transport itself.
+                    TransportError::Other(error) => error.to_string(),
+                    unsupported @ TransportError::MultiaddrNotSupported(_) => unsupported.to_string(),
+                };
+                NetError::Listen { address, why }
+            })?;
         }
         for address in self.config.external.clone() {
             self.swarm.add_external_address(address);
@@ -243,7 +250,9 @@ impl Actor {
                     None => break,
                     Some(Command::Shutdown(reply)) => {
                         self.close();
+                        let addresses = std::mem::take(&mut self.listening);
                         drop(self.swarm);
+                        super::transport::released(&addresses).await;
                         let _ = reply.send(());
                         return;
                     }
