@@ -1,7 +1,7 @@
 //! Money for Cocoon: payment channels on TON, the vouchers that move through them, and the chain
 //! clients that open and settle them.
 //!
-//! An asker locks a deposit in a [channel](channel) with one worker, then pays by signing
+//! An asker locks a deposit in a [channel] with one worker, then pays by signing
 //! [vouchers](Voucher): "this channel owes its worker N nanoTON in total". Each voucher replaces the
 //! one before, so the newest is all that either side keeps, and the contract needs neither disputes
 //! nor penalties: an old voucher only pays less.

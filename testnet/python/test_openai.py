@@ -54,9 +54,12 @@ def test_name_at_digest_is_a_model_too(client):
 
 
 def test_the_same_seed_gives_the_same_answer(client):
+    # Nothing that the model was trained on, so that it is of many minds.
+    question = [{"role": "user", "content": "Sing of sea, salt & zebras"}]
+
     def ask(seed):
         answer = client.chat.completions.create(
-            model="cocoon-tiny", messages=QUESTION, temperature=1.5, top_p=0.95, seed=seed, max_tokens=40
+            model="cocoon-tiny", messages=question, temperature=2, top_p=0.98, seed=seed, max_tokens=40
         )
         return answer.choices[0].message.content
 

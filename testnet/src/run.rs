@@ -225,12 +225,12 @@ async fn read_stream(
             if let Some(name) = chunk["cocoon"]["worker"].as_str() {
                 name.clone_into(&mut worker);
             }
-            if let Some(text) = chunk["choices"][0]["delta"]["content"].as_str() {
-                if chunk["choices"][0]["delta"].get("role").is_none() {
-                    answer.text.push_str(text);
-                    answer.events += 1;
-                    on_event(answer.events, &worker);
-                }
+            if let Some(text) = chunk["choices"][0]["delta"]["content"].as_str()
+                && chunk["choices"][0]["delta"].get("role").is_none()
+            {
+                answer.text.push_str(text);
+                answer.events += 1;
+                on_event(answer.events, &worker);
             }
             if chunk["usage"].is_object() {
                 answer.usage = chunk["usage"].clone();

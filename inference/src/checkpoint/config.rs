@@ -215,10 +215,10 @@ impl Fields {
         let value = |field, found: usize, expected: String| {
             Err(ConfigError::Value { field, found: found.to_string(), expected })
         };
-        if c.head_dim % 2 != 0 {
+        if !c.head_dim.is_multiple_of(2) {
             return value("head_dim", c.head_dim, "even: rotary embedding pairs its halves".into());
         }
-        if c.num_attention_heads % c.num_key_value_heads != 0 {
+        if !c.num_attention_heads.is_multiple_of(c.num_key_value_heads) {
             let expected = format!("a divisor of `num_attention_heads`, {}", c.num_attention_heads);
             return value("num_key_value_heads", c.num_key_value_heads, expected);
         }

@@ -325,9 +325,9 @@ mod tests {
                 prop_assert_eq!(schedule.active() + schedule.queued(), model.iter().filter(|j| !j.over).count());
             }
             // With everything paid for, everything ends, and a cancelled job within one turn of its own.
-            for id in 0..model.len() {
-                schedule.allow(id as u64, LENGTH);
-                model[id].allowed = model[id].allowed.max(LENGTH);
+            for (id, job) in (0..).zip(&mut model) {
+                schedule.allow(id, LENGTH);
+                job.allowed = job.allowed.max(LENGTH);
             }
             for _ in 0..10_000 {
                 now += Duration::from_millis(1);

@@ -44,7 +44,7 @@ pub struct Plan {
     pub floor: f64,
     /// Shares of the tasks.
     pub mix: Mix,
-    /// Rows about facts, of 100, that end after [`OPENING`] tokens of the answer.
+    /// Rows about facts, of 100, that end after 20 tokens of the answer.
     #[serde(default)]
     pub cut: usize,
 }

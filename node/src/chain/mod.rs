@@ -6,7 +6,7 @@
 //! while there is not.
 //!
 //! The chain blocks: it waits for the disk and runs contracts. So every call runs on a blocking thread, at
-//! most [`MAX_CALLS`] at once, and further ones wait their turn.
+//! most `MAX_CALLS` at once, and further ones wait their turn.
 
 // A shell: blocks are dated by the machine's clock.
 #![allow(clippy::disallowed_methods, reason = "the chain's server is an async shell")]

@@ -41,10 +41,10 @@ impl Supervised {
 
     /// Says that the process serves.
     pub(super) fn ready(&self, value: &Value) {
-        if let Some(path) = &self.ready_file {
-            if let Err(error) = write_whole(path, format!("{value}\n").as_bytes()) {
-                tracing::error!(path = %path.display(), %error, "cannot write the ready file");
-            }
+        if let Some(path) = &self.ready_file
+            && let Err(error) = write_whole(path, format!("{value}\n").as_bytes())
+        {
+            tracing::error!(path = %path.display(), %error, "cannot write the ready file");
         }
     }
 }

@@ -5,7 +5,7 @@
 //! no disk beyond the model, and no money beyond the credit its host grants: a voucher never gets here, a
 //! prompt never leaves.
 //!
-//! One task ([`connection`]) owns all sessions of the host's connection. It takes whatever frames and engine
+//! One task (`connection`) owns all sessions of the host's connection. It takes whatever frames and engine
 //! events are there, lets the machines settle once, seals what came of it and writes it with one system call.
 //! When the host goes, its sessions go with it, and the next host finds the same keys.
 

@@ -8,9 +8,9 @@
 //!                   ads, epochs   money ── store (disk), settle ── chain
 //! ```
 //!
-//! A host never sees a prompt: it relays sealed records ([`session`]), verifies and stores vouchers
-//! ([`money`]), tells the enclave what was paid, keeps its evidence current ([`epochs`]), says what it offers
-//! ([`ads`]) and redeems what it earned ([`settle`]). Before any of this it makes sure that the chain is the
+//! A host never sees a prompt: it relays sealed records (`session`), verifies and stores vouchers
+//! (`money`), tells the enclave what was paid, keeps its evidence current (`epochs`), says what it offers
+//! (`ads`) and redeems what it earned (`settle`). Before any of this it makes sure that the chain is the
 //! one its genesis names. After `kill -9` it goes on from its state directory; the enclave's keys survive it.
 
 mod ads;

@@ -9,7 +9,7 @@
 //! | [`Ad`], [`SignedAd`] | what does a worker claim, and did it really say so? |
 //! | [`Directory`] | which claims are current? |
 //! | [`History`] | what did *we* experience with this worker? |
-//! | [`choose`] | which worker should serve this request? |
+//! | [`choose()`] | which worker should serve this request? |
 //! | [`Admission`] | may this asker open a session here, now? |
 //! | [`Standing`] | should we still listen to this peer at all? |
 

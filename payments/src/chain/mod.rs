@@ -253,7 +253,7 @@ pub trait Chain: Send + Sync + std::fmt::Debug {
         stack: &'a [StackValue],
     ) -> BoxFuture<'a, Result<GetMethodResult, ChainError>>;
 
-    /// Hands an external message over; returns its hash. Accepted is not included: see [`submit`].
+    /// Hands an external message over; returns its hash. Accepted is not included: see [`submit()`].
     fn send<'a>(&'a self, boc: &'a [u8]) -> BoxFuture<'a, Result<[u8; 32], ChainError>>;
 
     /// An account's newest transactions, newest first.

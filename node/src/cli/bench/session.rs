@@ -36,6 +36,9 @@ const LIMITS: &[(usize, f64)] = &[(1, 460.0), (10, 1130.0), (30, 1450.0)];
 /// The same system's CPU time per request at 30 streams.
 const LIMIT_CPU_MS: f64 = 0.82;
 
+/// How long the handshakes' own channel may take to open.
+const READY: Duration = Duration::from_secs(60);
+
 #[derive(Debug, ClapArgs)]
 pub(in crate::cli) struct Args {
     /// Concurrent streams, one row each
@@ -250,9 +253,15 @@ impl Bench {
     async fn handshakes(&self, count: usize) -> anyhow::Result<(f64, f64)> {
         let file = self.layout.process("gateway").join("gateway.toml");
         let mut config = GatewayConfig::load(&file, &Overrides::default())?;
-        // A peer of its own, which never pays: a handshake needs no channel.
+        // A peer of its own, with a channel of its own: the host answers no handshake without one.
         config.state = self.layout.process("probe");
         let peer = LightPeer::start(peer_config(&config, &Instruments::default())?).await?;
+        let ready = async {
+            while !peer.status().await.ready() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(READY, ready).await.context("the probe's channel was not opened in time")?;
         let mut medians = [0.0; 2];
         for (median, fresh) in medians.iter_mut().zip([true, false]) {
             let mut times = Vec::with_capacity(count);

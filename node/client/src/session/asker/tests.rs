@@ -130,7 +130,8 @@ fn tokens_that_skip_or_repeat_end_the_session() {
 
 #[test]
 fn a_receipt_that_disagrees_with_our_own_count_ends_the_session() {
-    let lies: [(fn(&mut cocoon_payments::Receipt), &str); 5] = [
+    type Lie = fn(&mut cocoon_payments::Receipt);
+    let lies: [(Lie, &str); 5] = [
         (|receipt| receipt.cost.0 += 1, "cost"),
         (|receipt| receipt.output_tokens += 1, "output_tokens"),
         (|receipt| receipt.session[0] ^= 1, "session"),

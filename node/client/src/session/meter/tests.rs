@@ -342,7 +342,7 @@ proptest! {
         let (asker, enclave) = (&world.asker, &world.enclave);
         prop_assert_eq!(asker.credited(), enclave.credited());
         // What the enclave has charged and not yet announced is only input being prefilled.
-        for (&id, _) in &enclave.streams {
+        for &id in enclave.streams.keys() {
             prop_assert_eq!(asker.released(id), enclave.released(id));
         }
         // No stream that was quoted waits for money: its lead is there on both sides.
