@@ -1,4 +1,4 @@
-//! The three hashes of this crate, each over the concatenation of its parts.
+//! The hashes of this crate, each over the concatenation of its parts.
 //!
 //! Callers make concatenations unambiguous: every part has a fixed size, or its length goes in too.
 
@@ -6,6 +6,10 @@ use ring::digest::{self, Algorithm, Context};
 
 pub(crate) fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     digest_of(&digest::SHA256, parts)
+}
+
+pub(crate) fn sha384(parts: &[&[u8]]) -> [u8; 48] {
+    digest_of(&digest::SHA384, parts)
 }
 
 pub(crate) fn sha512(parts: &[&[u8]]) -> [u8; 64] {

@@ -46,6 +46,6 @@ pub use collateral::{CollateralError, canonical_collateral};
 pub use evidence::{Evidence, EvidenceError, MAX_EVIDENCE_BYTES};
 pub use measurement::{Measurement, MeasurementError};
 pub use policy::{Assurance, Expect, Live, Policy, TrustRoot, UnknownName};
-pub use quote::{MAX_QUOTE_BYTES, QuoteCheck, VerifiedQuote, verify_quote};
+pub use quote::{MAX_QUOTE_BYTES, QuoteCheck, VerifiedQuote, quoted_measurement, verify_quote};
 pub use quoter::{QuoteError, Quoter};
 pub use verify::{Verified, VerifyError, verify};

@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
-/// A 48-byte measurement of an enclave image: MRTD of a TDX quote. Shown as lower-case hex.
+/// A 48-byte measurement of an enclave image, from the registers of a TDX quote. Shown as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct Measurement(pub [u8; 48]);
 

@@ -15,13 +15,13 @@ use std::fmt;
 
 use dcap_qvl::{
     QuoteClaims, QuoteCollateralV3, QuotePolicy,
-    quote::{AuthData, AuthDataV4, Quote},
+    quote::{AuthData, AuthDataV4, Quote, TDReport10},
     verify::QuoteVerifier,
 };
 
 use crate::{
     collateral,
-    hash::sha256,
+    hash::{sha256, sha384},
     measurement::Measurement,
     pem,
     policy::{Assurance, Policy, TrustRoot},
@@ -88,7 +88,7 @@ impl fmt::Display for QuoteCheck {
 /// What a quote proves once it is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedQuote {
-    /// MRTD: the code that was running.
+    /// The code that was running: see [`measured`].
     pub measurement: Measurement,
     /// The 64 bytes which that code chose.
     pub report_data: [u8; 64],
@@ -141,7 +141,7 @@ pub fn verify_quote(
         .ok_or_else(|| VerifyError::quote(QuoteCheck::Format, "not a quote of a trust domain"))?;
 
     Ok(VerifiedQuote {
-        measurement: Measurement(report.mr_td),
+        measurement: measured(report),
         report_data: report.report_data,
         root: root.name.clone(),
         assurance: root.assurance,
@@ -151,6 +151,33 @@ pub fn verify_quote(
         platform: claims.platform.pck.platform_instance_id,
         expires_at: claims.earliest_expiration_date,
     })
+}
+
+/// The measurement inside a quote that nothing has verified: what an enclave asks its own TEE, to claim it.
+///
+/// # Errors
+/// [`VerifyError::Quote`] if it is not a TDX quote.
+pub fn quoted_measurement(quote: &[u8]) -> Result<Measurement, VerifyError> {
+    let format = |detail: String| VerifyError::quote(QuoteCheck::Format, detail);
+    let quote = Quote::parse(quote).map_err(|error| format(short(&error)))?;
+    let report = quote.report.as_td10().ok_or_else(|| format("not a quote of a trust domain".into()))?;
+    Ok(measured(report))
+}
+
+/// The identity of everything that could run in a trust domain.
+///
+/// MRTD covers what the domain was built from. On hardware that is the virtual firmware only: kernel,
+/// command line and programs are extended into RTMR0 to RTMR3 afterwards, and MRCONFIGID is what the
+/// host set at launch. If these are all zero, MRTD is the identity (the software TEE puts its whole
+/// executable there); otherwise it is SHA-384 over a label and all of them. Neither form can be passed
+/// off as the other: one is a register, the other a hash that covers it.
+fn measured(report: &TDReport10) -> Measurement {
+    let extended = [&report.mr_config_id, &report.rt_mr0, &report.rt_mr1, &report.rt_mr2, &report.rt_mr3];
+    if extended.iter().all(|register| **register == [0; 48]) {
+        return Measurement(report.mr_td);
+    }
+    let [config, zero, one, two, three] = extended.map(|register| register.as_slice());
+    Measurement(sha384(&[b"cocoon/measurement/v1", &report.mr_td, config, zero, one, two, three]))
 }
 
 /// The chain inside a quote, in the only layout accepted.

@@ -2,7 +2,7 @@
 //!
 //! It is an oracle for parsing only: it is lax about trust, and panics on some short inputs.
 
-use cocoon_attest::{Measurement, Quoter, TrustRoot, canonical_collateral, verify_quote};
+use cocoon_attest::{Measurement, Quoter, TrustRoot, canonical_collateral, quoted_measurement, verify_quote};
 use proptest::prelude::*;
 
 use crate::testkit::{NOW, dcap_qvl, platform, policy};
@@ -52,6 +52,13 @@ fn both_read_the_same_out_of_a_genuine_quote() {
     let ours = verify_quote(&quote, &collateral, &policy(TrustRoot::intel()), 1_750_586_400).unwrap();
     let theirs = tdx_quote::Quote::from_bytes(&quote).unwrap();
     theirs.verify().unwrap();
-    assert_eq!(ours.measurement.0, theirs.mrtd());
+    // This machine extended its registers, so that they are all part of its identity.
+    let mut all = b"cocoon/measurement/v1".to_vec();
+    // MRCONFIGID, which the oracle does not show, is zero here.
+    let registers = [theirs.mrtd(), [0; 48], theirs.rtmr0(), theirs.rtmr1(), theirs.rtmr2(), theirs.rtmr3()];
+    registers.iter().for_each(|register| all.extend_from_slice(register));
+    assert_ne!(theirs.rtmr0(), [0; 48]);
+    assert_eq!(ours.measurement.0.as_slice(), ring::digest::digest(&ring::digest::SHA384, &all).as_ref());
+    assert_eq!(quoted_measurement(&quote).unwrap(), ours.measurement);
     assert_eq!(ours.report_data, theirs.report_input_data());
 }

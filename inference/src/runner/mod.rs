@@ -10,7 +10,7 @@
 //! first token of an answer is handed over at once. A thread is woken only when there is work for it.
 //!
 //! ```text
-//! submit ─► prepare (tokenise) ─► Prepared ─► parked ◄──────────────┐
+//! submit ─► prepare (tokenise) ─► Prepared ─► parked ◄──────────────┐    (never paid, others wait: Displaced)
 //!                                               │ allow             │ allowance used up
 //!                                               ▼                   │
 //!                                       wait for a slot ─► turns ───┴─► Finished │ Failed
@@ -73,11 +73,14 @@ pub enum Event {
     Rejected(RequestError),
     /// The engine failed.
     Failed(String),
+    /// Nobody paid for the job, and another one took its place; nothing was computed.
+    Displaced,
 }
 
-/// Where a job's events go. Called on the runner's threads, one call at a time; it must not block.
+/// Where a job's events go. Called on the runner's threads, and for `Displaced` on the thread that submits what
+/// takes its place; one call at a time. It must not block.
 pub trait Sink: Send {
-    /// Takes one event. After `Finished`, `Rejected` or `Failed` there is no other.
+    /// Takes one event. After `Finished`, `Rejected`, `Failed` or `Displaced` there is no other.
     fn event(&mut self, event: Event);
 }
 
@@ -168,11 +171,15 @@ impl Runner {
     }
 
     /// Takes a job with an allowance of 0: it is tokenised and priced, and waits for
-    /// [`JobHandle::allow`].
+    /// [`JobHandle::allow`]. If all places are taken, one that nobody has paid for in good time gives way.
     pub fn submit(&self, request: GenerateRequest, sink: Box<dyn Sink>) -> Result<JobHandle, Busy> {
         let mut state = self.shared.lock();
         let id = state.next_id;
-        state.schedule.submit(id)?;
+        let displaced = state.schedule.submit(id, Instant::now())?;
+        let displaced = displaced.and_then(|idle| {
+            state.cancelled.remove(&idle);
+            state.jobs.remove(&idle)
+        });
         state.next_id += 1;
         let cancelled = Arc::new(AtomicBool::new(false));
         state.cancelled.insert(id, Arc::clone(&cancelled));
@@ -186,6 +193,11 @@ impl Runner {
         };
         state.jobs.insert(id, job);
         self.shared.wake_one(&state);
+        // A sink is called, and a generation freed, outside the lock.
+        drop(state);
+        if let Some(mut displaced) = displaced {
+            displaced.sink.event(Event::Displaced);
+        }
         Ok(JobHandle { id, shared: Arc::clone(&self.shared) })
     }
 

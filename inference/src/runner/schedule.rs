@@ -5,7 +5,11 @@
 //! instant). Preparing a job needs no slot; anything beyond does, and the slot is kept to the end.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A job that was never paid keeps its place this long, whoever else wants it: its asker has to see the price
+/// before it can pay.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Names a job.
 pub(super) type JobId = u64;
@@ -49,12 +53,22 @@ enum Phase {
 
 #[derive(Debug)]
 struct Job {
+    since: Instant,
     phase: Phase,
     allowance: u32,
     released: u32,
     prepared: bool,
     cancelled: bool,
     slot: bool,
+}
+
+impl Job {
+    /// Whether it has had time to be paid and was not.
+    fn is_unpaid(&self, now: Instant) -> bool {
+        self.phase == Phase::Parked
+            && self.allowance == 0
+            && now.saturating_duration_since(self.since) >= GRACE
+    }
 }
 
 /// The schedule.
@@ -96,17 +110,25 @@ impl Schedule {
         !self.ready.is_empty()
     }
 
-    /// Adds a job, ready to be prepared.
-    pub(super) fn submit(&mut self, id: JobId) -> Result<(), Busy> {
+    /// Adds a job, ready to be prepared. If there is no place, it takes that of the job that has waited longest
+    /// for its first payment, beyond [`GRACE`]; returns which, if any. That one is over.
+    pub(super) fn submit(&mut self, id: JobId, now: Instant) -> Result<Option<JobId>, Busy> {
+        let mut displaced = None;
         if self.jobs.len() >= self.limit {
-            return Err(Busy { limit: self.limit });
+            // Ids count up, so the first is the oldest.
+            let idle = self.jobs.iter().find(|(_, job)| job.is_unpaid(now)).map(|(&id, _)| id);
+            displaced = Some(idle.ok_or(Busy { limit: self.limit })?);
         }
+        if let Some(idle) = displaced {
+            // Parked jobs are in no list and have no slot.
+            self.jobs.remove(&idle);
+        }
+        let (since, phase) = (now, Phase::Ready);
         let (allowance, released) = (0, 0);
-        let phase = Phase::Ready;
-        self.jobs
-            .insert(id, Job { phase, allowance, released, prepared: false, cancelled: false, slot: false });
+        let (prepared, cancelled, slot) = (false, false, false);
+        self.jobs.insert(id, Job { since, phase, allowance, released, prepared, cancelled, slot });
         self.ready.push_back(id);
-        Ok(())
+        Ok(displaced)
     }
 
     /// Raises an allowance. True if the job has become ready.
@@ -232,8 +254,13 @@ mod tests {
         Submit,
         Allow(usize, u32),
         Cancel(usize),
-        Turn { tokens: u32, sleep: bool },
+        Turn {
+            tokens: u32,
+            sleep: bool,
+        },
         Tick,
+        /// Long enough for jobs to have been paid.
+        Pass,
     }
 
     fn input() -> impl Strategy<Value = Input> {
@@ -243,16 +270,25 @@ mod tests {
             (0usize..8).prop_map(Input::Cancel),
             (0u32..5, any::<bool>()).prop_map(|(tokens, sleep)| Input::Turn { tokens, sleep }),
             Just(Input::Tick),
+            Just(Input::Pass),
         ]
     }
 
     #[derive(Default, Debug)]
     struct Model {
+        since: Option<Instant>,
         prepared: bool,
         allowed: u32,
         released: u32,
         cancelled: bool,
         over: bool,
+    }
+
+    impl Model {
+        fn is_unpaid(&self, now: Instant) -> bool {
+            let waited = self.since.is_some_and(|since| now - since >= GRACE);
+            waited && self.prepared && !self.cancelled && self.allowed == 0
+        }
     }
 
     /// Plays the part of the runner: one turn.
@@ -297,10 +333,16 @@ mod tests {
                 match input {
                     Input::Submit => {
                         let alive = model.iter().filter(|j| !j.over).count();
-                        let taken = schedule.submit(model.len() as u64);
-                        prop_assert_eq!(taken.is_ok(), alive < slots + queue);
-                        if taken.is_ok() {
-                            model.push(Model::default());
+                        let unpaid = model.iter().any(|j| !j.over && j.is_unpaid(now));
+                        let taken = schedule.submit(model.len() as u64, now);
+                        prop_assert_eq!(taken.is_ok(), alive < slots + queue || unpaid);
+                        if let Ok(displaced) = taken {
+                            prop_assert!(displaced.is_none() || alive == slots + queue);
+                            if let Some(job) = displaced.map(|id| &mut model[id as usize]) {
+                                prop_assert!(!job.over && job.is_unpaid(now));
+                                job.over = true;
+                            }
+                            model.push(Model { since: Some(now), ..Model::default() });
                         }
                     }
                     Input::Allow(job, total) => {
@@ -319,6 +361,7 @@ mod tests {
                         turn(&mut schedule, &mut model, now, tokens, sleep);
                     }
                     Input::Tick => now += Duration::from_millis(1),
+                    Input::Pass => now += GRACE,
                 }
                 prop_assert!(schedule.active() <= slots);
                 prop_assert!(model.iter().all(|j| j.released <= j.allowed));
@@ -341,11 +384,33 @@ mod tests {
     }
 
     #[test]
+    fn a_full_queue_gives_the_place_of_who_did_not_pay_to_who_may() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(1, 2);
+        for id in 0..3 {
+            assert_eq!(schedule.submit(id, start), Ok(None));
+        }
+        let busy = Err(Busy { limit: 3 });
+        assert_eq!(schedule.submit(9, start + GRACE), busy, "none has a price yet");
+        for _ in 0..3 {
+            let (id, _) = schedule.next(start).unwrap();
+            schedule.turn_ended(id, Outcome::Prepared { at_end: false });
+        }
+        schedule.allow(0, 5);
+        assert_eq!(schedule.submit(9, start + GRACE / 2), busy, "there was no time to pay");
+        assert_eq!(schedule.submit(3, start + GRACE), Ok(Some(1)), "the oldest that did not pay");
+        assert!(!schedule.allow(1, 5), "it is over, whatever comes late");
+        assert_eq!(schedule.submit(4, start + GRACE), Ok(Some(2)));
+        assert_eq!(schedule.submit(5, start + GRACE), busy);
+        assert_eq!((schedule.active(), schedule.queued()), (1, 2));
+    }
+
+    #[test]
     fn ready_jobs_take_turns() {
         let now = Instant::now();
         let mut schedule = Schedule::new(3, 0);
         for id in 0..3 {
-            schedule.submit(id).unwrap();
+            schedule.submit(id, now).unwrap();
             schedule.allow(id, 9);
         }
         let mut order = Vec::new();

@@ -54,14 +54,14 @@ impl Default for Plan {
         Self {
             shape: Shape::tiny(),
             seed: 1,
-            steps: 8_000,
-            batch_tokens: 1_024,
+            steps: 11_000,
+            batch_tokens: 768,
             threads: 2,
             learning_rate: 3e-3,
             warm_up: 100,
             floor: 0.02,
             mix: Mix::default(),
-            cut: 75,
+            cut: 60,
         }
     }
 }

@@ -79,7 +79,8 @@ pub(super) fn print(report: &Value) {
     for process in report.as_array().map(Vec::as_slice).unwrap_or_default() {
         let state = if process["running"] == true { "running" } else { "DOWN" };
         let name = process["name"].as_str().unwrap_or("?");
-        output::line(format!("{name:<20} {state:<8} pid {}", process["pid"]));
+        let pid = process["pid"].as_u64().map(|pid| format!("pid {pid}")).unwrap_or_default();
+        output::line(format!("{name:<20} {state:<8} {pid}"));
         for (key, value) in process["status"].as_object().into_iter().flatten() {
             if !value.is_null() {
                 output::line(format!("    {key:<22} {}", readable(value)));

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
     os::unix::process::CommandExt as _,
     path::PathBuf,
-    process::{Command as ChildCommand, Stdio},
+    process::{Child, Command as ChildCommand, Stdio},
     time::Duration,
 };
 
@@ -130,7 +130,7 @@ struct FundArgs {
 
 pub(super) fn run(args: Args, verbose: u8) -> anyhow::Result<()> {
     match args.command {
-        Command::Up(args) if args.detach => up_detached(&args, verbose),
+        Command::Up(args) if args.detach => service::block_on(async { up_detached(&args) }),
         Command::Up(args) => service::block_on(up(args, verbose)),
         Command::Down(args) => down(&args),
         Command::Status(args) => service::block_on(show_status(args)),
@@ -190,8 +190,10 @@ async fn fund(args: FundArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts this program again without `--detach`, in a session of its own, and waits for the network.
-fn up_detached(args: &UpArgs, verbose: u8) -> anyhow::Result<()> {
+/// Starts this program again without `--detach`, in a session of its own, and waits for the network. If that
+/// fails, nothing goes on running.
+fn up_detached(args: &UpArgs) -> anyhow::Result<()> {
+    let stop = service::stop_signal()?;
     let layout = args.state.layout();
     if Network::attach(&layout).is_ok() {
         bail!("a testnet already runs in {}; stop it with `cocoon testnet down`", layout.root().display());
@@ -208,16 +210,39 @@ fn up_detached(args: &UpArgs, verbose: u8) -> anyhow::Result<()> {
     let mut child = command.process_group(0).spawn().context("cannot start the supervisor")?;
     let bar = output::spinner("starting in the background");
     let network = service::wait_until(DETACHED, || {
+        if *stop.borrow() {
+            return Err(Stop::Interrupted.into());
+        }
         if let Some(status) = child.try_wait()? {
             bail!("the network did not come up ({status}); the end of {}:\n{}", log.display(), tail(&log));
         }
         Ok(Network::attach(&layout).ok().filter(|network| network.supervisor == child.id()))
     });
     bar.finish_and_clear();
-    let network =
-        network?.with_context(|| format!("the network was not ready in time; see {}", log.display()))?;
-    let _ = verbose;
-    announce(&network, args.json)
+    let announced = network
+        .and_then(|network| {
+            network.with_context(|| format!("the network was not ready in time; see {}", log.display()))
+        })
+        .and_then(|network| announce(&network, args.json));
+    if announced.is_err() {
+        abandon(&mut child);
+    }
+    announced
+}
+
+/// Ends a supervisor that nobody will use: asks it to stop what it started, and kills it if it does not,
+/// which its processes do not outlive either.
+fn abandon(child: &mut Child) {
+    // The process id of a child that was waited for may be somebody else's already.
+    if !matches!(child.try_wait(), Ok(None)) {
+        return;
+    }
+    crate::process::terminate(child.id());
+    let ended = service::wait_until(DOWN, || Ok(child.try_wait()?));
+    if !matches!(ended, Ok(Some(_))) {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }
 
 /// Prints what a person, or a program, needs to use the network.
@@ -317,5 +342,22 @@ fn logs(args: &LogsArgs) -> anyhow::Result<()> {
         if !printed {
             service::pause(Duration::from_millis(200));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn an_abandoned_supervisor_is_asked_to_end_and_waited_for() {
+        let mut child = ChildCommand::new("sleep").arg("600").spawn().unwrap();
+        abandon(&mut child);
+        let status = child.try_wait().unwrap().unwrap();
+        assert_eq!(status.signal(), Some(nix::sys::signal::Signal::SIGTERM as i32));
+        // Once more does nothing: that process id is no longer ours.
+        abandon(&mut child);
     }
 }

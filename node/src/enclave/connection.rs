@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 use zeroize::Zeroizing;
 
 use super::Shared;
-use super::epoch::{Epoch, Epochs, Keys, Subject};
+use super::epoch::{self, Epoch, Epochs, Keys, Subject};
 use super::session::{Effect, Input, Now, Session, Terms};
 use crate::link::{
     Attest, EnclaveHello, HostHello, LinkError, LinkReader, LinkWriter, Load, Open, RefusedWhy, ToEnclave,
@@ -332,7 +332,9 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
             Happened::Attested(Ok(epoch)) => {
                 self.attesting = false;
                 self.writer.queue(&ToHost::Evidence(epoch.evidence.clone()))?;
-                self.epochs.push(epoch);
+                for session in self.epochs.push(epoch) {
+                    self.input(session, Input::NoLive);
+                }
             }
             Happened::Attested(Err(why)) => {
                 self.attesting = false;
@@ -351,7 +353,8 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
         let (subject, quoter, events) =
             (self.subject.clone(), self.shared.quoter.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
-            let _ = events.send(Happened::Attested(Epoch::generate(&subject, &attest, quoter.as_ref())));
+            let made = Epoch::generate(&subject, &attest, quoter.as_ref(), unix_now());
+            let _ = events.send(Happened::Attested(made.map_err(|error| epoch::chain(&error))));
         });
     }
 
@@ -467,7 +470,9 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
 
     fn tick(&mut self) -> Result<(), LinkError> {
         let now = self.now();
-        self.epochs.expire(now.unix_s);
+        for session in self.epochs.expire(now.unix_s) {
+            self.input(session, Input::NoLive);
+        }
         for (&id, slot) in &mut self.sessions {
             slot.machine.tick(now, &mut slot.effects);
             if !slot.effects.is_empty() {

@@ -7,6 +7,11 @@
 //! Request ─► engine prepares ─► Quoted ─► credit covers the input ─► tokens, as credit covers them ─► Finished
 //! ```
 //!
+//! From the engine's first look to the first credit a stream holds one of the engine's places for nothing. So no
+//! more than `MAX_UNPAID` of a session do that at once, each for no longer than `UNPAID`, however slowly the
+//! asker reads; further requests wait here, where they take nobody else's place, and beyond the session's
+//! streams they are refused.
+//!
 //! Three rules hold whatever the engine, the host and the asker do:
 //!
 //! 1. **Nothing leaves unpaid.** The engine may run ahead by a little, since streams of one session draw on a
@@ -45,6 +50,11 @@ const BATCH_BYTES: usize = 16 * 1024;
 const AHEAD: u32 = 256;
 /// How long a stream may wait for money before it is ended and its place freed.
 const STALL: Duration = Duration::from_secs(60);
+/// The same for a stream that was never paid: an asker that means it pays within a round trip of its quote.
+const UNPAID: Duration = Duration::from_secs(5);
+/// Streams of one session that may be at the engine without having been paid. More than one, so that a burst of
+/// requests is quoted and paid a few at a time, not one by one.
+const MAX_UNPAID: usize = 4;
 
 /// The time, as the shell knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +173,8 @@ pub enum Effect {
 
 #[derive(Debug, Default)]
 struct Stream {
+    /// Not handed to the engine yet: too many others of the session are there unpaid.
+    request: Option<GenerateRequest>,
     /// Set once the engine has counted the prompt.
     quoted: bool,
     /// Produced, not yet covered by credit.
@@ -192,6 +204,10 @@ pub struct Session {
     dirty: BTreeSet<u32>,
     /// Streams that wait for credit, wherever it comes from.
     starved: BTreeSet<u32>,
+    /// Streams at the engine whose input is not paid.
+    unpaid: BTreeSet<u32>,
+    /// Streams whose request waits here, oldest first.
+    line: VecDeque<u32>,
     paused: bool,
     quoting: bool,
     closed: bool,
@@ -209,6 +225,8 @@ impl Session {
             streams: BTreeMap::new(),
             dirty: BTreeSet::new(),
             starved: BTreeSet::new(),
+            unpaid: BTreeSet::new(),
+            line: VecDeque::new(),
             paused: false,
             quoting: false,
             closed: false,
@@ -286,6 +304,7 @@ impl Session {
         while let Some(stream) = self.dirty.pop_first() {
             self.advance(stream, now, out);
         }
+        self.admit(out);
         if self.flush_at.is_some_and(|at| at <= now.uptime) {
             self.flush_at = None;
             for (&id, stream) in &mut self.streams {
@@ -299,19 +318,37 @@ impl Session {
         let late: Vec<u32> = self
             .streams
             .iter()
-            .filter(|(_, stream)| {
-                stream.stalled.is_some_and(|since| now.uptime.saturating_sub(since) >= STALL)
+            .filter(|(id, stream)| {
+                let limit = if self.unpaid.contains(id) { UNPAID } else { STALL };
+                stream.stalled.is_some_and(|since| now.uptime.saturating_sub(since) >= limit)
             })
             .map(|(&id, _)| id)
             .collect();
         for id in late {
-            self.fail(id, FailCode::Unpaid, "no payment came for a minute; ask again".to_owned(), out);
+            let why = match self.unpaid.contains(&id) {
+                true => "the input was not paid within 5 s of its quote; ask again",
+                false => "no payment came for a minute; ask again",
+            };
+            self.fail(id, FailCode::Unpaid, why.to_owned(), out);
+        }
+    }
+
+    /// Hands waiting requests to the engine, as far as the unpaid ones leave room.
+    fn admit(&mut self, out: &mut Vec<Effect>) {
+        while self.unpaid.len() < MAX_UNPAID
+            && let Some(id) = self.line.pop_front()
+        {
+            if let Some(request) = self.streams.get_mut(&id).and_then(|stream| stream.request.take()) {
+                self.unpaid.insert(id);
+                out.push(Effect::Start { stream: id, request });
+            }
         }
     }
 
     fn close(&mut self, reason: &'static str, out: &mut Vec<Effect>) {
         self.closed = true;
         self.streams.clear();
+        self.line.clear();
         out.push(Effect::Close { reason });
     }
 
@@ -344,8 +381,8 @@ impl Session {
             out.push(Effect::Send(ToAsker::Failed { stream, code, message }));
             return;
         }
-        self.streams.insert(stream, Stream { sent: prefix, ..Stream::default() });
-        out.push(Effect::Start { stream, request });
+        self.streams.insert(stream, Stream { request: Some(request), sent: prefix, ..Stream::default() });
+        self.line.push_back(stream);
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<(), RequestError> {
@@ -392,18 +429,31 @@ impl Session {
                 self.fail(id, FailCode::Request(error), message, out);
             }
             Event::Failed(message) => self.fail(id, FailCode::Engine, message, out),
+            Event::Displaced => {
+                let why =
+                    "the engine is full and this request was not paid; pay sooner or try another worker";
+                self.fail(id, FailCode::Busy, why.to_owned(), out);
+            }
         }
     }
 
     /// Moves one stream on as far as engine and credit allow.
     fn advance(&mut self, id: u32, now: Now, out: &mut Vec<Effect>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if !stream.quoted || self.paused {
+        if !stream.quoted {
             return;
         }
+        // Whether it is paid has nothing to do with whether its asker reads: one that does not must not hold its
+        // place for longer.
         if self.meter.start(id).is_err() {
             stream.stalled.get_or_insert(now.uptime);
             self.starved.insert(id);
+            return;
+        }
+        if self.unpaid.remove(&id) {
+            stream.stalled = None;
+        }
+        if self.paused {
             return;
         }
         // Both cannot fail for a stream that is open and started.
@@ -489,6 +539,9 @@ impl Session {
     /// What a stream leaves over is in the pool now, where others may have waited for it.
     fn freed(&mut self, id: u32) {
         self.starved.remove(&id);
+        self.unpaid.remove(&id);
+        // Else asking and cancelling would make it grow without end.
+        self.line.retain(|&waiting| waiting != id);
         self.dirty.append(&mut self.starved);
     }
 

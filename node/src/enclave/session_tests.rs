@@ -134,8 +134,15 @@ impl World {
         self.put(Input::Message(ToEnclave::Request { stream, request, max_cost }));
     }
 
+    /// The engine's word on a job, if it has that job.
+    fn engine(&mut self, stream: u32, event: Event) {
+        if self.produced.contains_key(&stream) {
+            self.put(Input::Engine { stream, event });
+        }
+    }
+
     fn prepare(&mut self, stream: u32) {
-        self.put(Input::Engine { stream, event: Event::Prepared { prompt_tokens: PROMPT } });
+        self.engine(stream, Event::Prepared { prompt_tokens: PROMPT });
     }
 
     fn credit(&mut self, stream: u32, amount: u64) {
@@ -153,7 +160,20 @@ impl World {
     fn end(&mut self, stream: u32) {
         let usage = Usage { prompt_tokens: PROMPT, completion_tokens: 0 };
         let event = Event::Finished { reason: FinishReason::Stop, text: String::new(), usage };
-        self.put(Input::Engine { stream, event });
+        self.engine(stream, event);
+    }
+
+    /// Whether a stream is at the engine and its input was not paid.
+    fn unpaid(&self, stream: u32) -> bool {
+        self.produced.contains_key(&stream) && !self.session.meter().started(stream)
+    }
+
+    /// The shell's clock strikes.
+    fn tick(&mut self) {
+        let mut out = Vec::new();
+        self.session.tick(self.now, &mut out);
+        self.effects.append(&mut out);
+        self.settle();
     }
 
     fn heard(&self, stream: u32) -> usize {
@@ -211,20 +231,18 @@ proptest! {
                 Op::Produce(stream, count) => world.produce(stream, count),
                 Op::End(stream) => world.end(stream),
                 Op::Fail(stream) => {
-                    world.put(Input::Engine { stream, event: Event::Failed("broken".to_owned()) });
+                    world.engine(stream, Event::Failed("broken".to_owned()));
                 }
                 Op::Cancel(stream) => world.put(Input::Message(ToEnclave::Cancel { stream })),
                 Op::Pause => world.put(Input::Pause),
                 Op::Resume => world.put(Input::Resume),
                 Op::Wait(ms) => world.wait(Duration::from_millis(ms)),
-                Op::Tick => {
-                    let mut out = Vec::new();
-                    world.session.tick(world.now, &mut out);
-                    world.effects.append(&mut out);
-                    world.settle();
-                }
+                Op::Tick => world.tick(),
             }
             prop_assert!(!world.closed);
+            let unpaid = world.allowed.keys().filter(|id| world.unpaid(**id)).count();
+            prop_assert!(unpaid <= MAX_UNPAID, "{} unpaid streams are at the engine", unpaid);
+            prop_assert!(world.session.line.len() <= world.session.streams());
             let meter = world.session.meter();
             prop_assert!(meter.charged() <= meter.credited(), "metered beyond credit");
             let mut billed = 0;
@@ -391,17 +409,87 @@ fn requests_out_of_bounds_are_refused_by_name() {
 }
 
 #[test]
-fn a_stream_that_nobody_pays_for_is_ended() {
+fn a_stream_that_nobody_pays_for_is_ended_soon() {
     let mut world = World::new();
     world.ask(1, None, 10_000);
     world.prepare(1);
-    world.now.uptime += STALL;
-    let mut out = Vec::new();
-    world.session.tick(world.now, &mut out);
-    world.effects = out;
-    world.settle();
+    world.now.uptime += UNPAID - Duration::from_millis(1);
+    world.tick();
+    assert!(world.failed.is_empty());
+    world.now.uptime += Duration::from_millis(1);
+    world.tick();
     assert_eq!(world.failed[&1], FailCode::Unpaid);
     assert_eq!(world.session.streams(), 0);
+}
+
+#[test]
+fn a_stream_that_was_paid_once_may_wait_longer() {
+    let mut world = World::new();
+    world.ask(1, None, 10_000);
+    world.prepare(1);
+    world.credit(1, 20);
+    world.produce(1, 1);
+    world.now.uptime += STALL - Duration::from_millis(1);
+    world.tick();
+    assert!(world.failed.is_empty());
+    world.now.uptime += Duration::from_millis(1);
+    world.tick();
+    assert_eq!(world.failed[&1], FailCode::Unpaid);
+}
+
+#[test]
+fn an_asker_that_does_not_read_holds_no_unpaid_place_either() {
+    let mut world = World::new();
+    world.put(Input::Pause);
+    world.ask(1, None, 10_000);
+    world.ask(2, None, 10_000);
+    world.prepare(1);
+    world.prepare(2);
+    world.credit(2, 320);
+    assert!(!world.unpaid(2), "money counts although nothing is sent");
+    assert_eq!(world.allowed[&2], 0);
+    world.now.uptime += UNPAID;
+    world.tick();
+    assert_eq!(world.failed[&1], FailCode::Unpaid);
+    assert!(!world.failed.contains_key(&2), "it was paid");
+    world.put(Input::Resume);
+    assert_eq!(world.allowed[&2], 31);
+}
+
+#[test]
+fn unpaid_requests_hold_few_places_and_the_others_follow_in_order() {
+    let mut world = World::new();
+    for stream in 1..=8 {
+        world.ask(stream, Some(2), 10_000);
+    }
+    let at_engine = |world: &World| world.allowed.keys().copied().collect::<Vec<_>>();
+    assert_eq!(at_engine(&world), [1, 2, 3, 4]);
+    world.prepare(1);
+    world.prepare(2);
+    assert_eq!(at_engine(&world), [1, 2, 3, 4], "a quote alone makes no room");
+    world.credit(2, 320);
+    assert_eq!(at_engine(&world), [1, 2, 3, 4, 5], "a payment does");
+    // One that waits can be cancelled, and one that fails makes room.
+    world.put(Input::Message(ToEnclave::Cancel { stream: 6 }));
+    assert_eq!(world.reasons[&6], FinishReason::Cancelled);
+    world.put(Input::NotStarted { stream: 3, code: FailCode::Busy, message: String::new() });
+    assert_eq!(at_engine(&world), [1, 2, 3, 4, 5, 7]);
+    world.now.uptime += UNPAID;
+    world.tick();
+    assert_eq!(world.failed[&1], FailCode::Unpaid, "it was quoted and not paid");
+    assert_eq!(at_engine(&world), [1, 2, 3, 4, 5, 7, 8]);
+    assert!(!world.failed.contains_key(&4), "what the engine has not counted cannot be paid yet");
+}
+
+#[test]
+fn a_job_that_lost_its_place_frees_the_stream() {
+    let mut world = World::new();
+    world.ask(1, None, 10_000);
+    world.prepare(1);
+    world.engine(1, Event::Displaced);
+    assert_eq!(world.failed[&1], FailCode::Busy, "another worker may have room");
+    assert_eq!(world.session.streams(), 0);
+    assert_eq!(world.session.meter().charged(), NanoTon::ZERO);
 }
 
 #[test]

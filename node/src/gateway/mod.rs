@@ -5,6 +5,7 @@
 //! Each answer carries the extension field `cocoon`, its receipt: who ran what, how that was attested and
 //! what it cost.
 
+mod billed;
 pub mod openai;
 mod server;
 mod spend;

@@ -15,19 +15,20 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use cocoon_client::{Answer, AnswerEvent, ChatError, ChatRequest, LightPeer};
+use cocoon_client::{AnswerEvent, ChatRequest, LightPeer, ModelListing};
 use cocoon_inference::{FinishReason, Token, Usage};
-use cocoon_payments::NanoTon;
-use futures::{Stream, StreamExt as _};
+use cocoon_payments::{NanoTon, token_cost};
+use futures::Stream;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch};
 
 use super::{
+    billed::Billed,
     openai::{
         error::ApiError,
         request::{self, ChatCompletion},
@@ -94,7 +95,8 @@ impl Gateway {
         let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let guards = GuardConfig::loopback(address.port(), Some(config.api_key.clone()));
-        let state = Arc::new(Shared { peer, spend: Spend::new(config.spend_cap), deadline: config.deadline });
+        let spend = Arc::new(Spend::new(config.spend_cap));
+        let state = Arc::new(Shared { peer, spend, deadline: config.deadline });
         let router = Router::new()
             .route("/v1/chat/completions", post(chat))
             .route("/v1/models", get(models))
@@ -129,7 +131,7 @@ impl Gateway {
 
 struct Shared {
     peer: LightPeer,
-    spend: Spend,
+    spend: Arc<Spend>,
     deadline: Duration,
 }
 
@@ -147,23 +149,28 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
 
 async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, ApiError> {
     let request = request::parse(body)?;
-    let max_cost = shared.spend.allowance()?;
     let ChatCompletion { model, messages, sampling, stream, include_usage } = request;
+    let likely = match shared.spend.is_capped() {
+        true => likely_cost(&shared.peer.models().await, &model),
+        false => NanoTon::ZERO,
+    };
+    let reservation = shared.spend.reserve(likely)?;
     let seed: u64 = rand::random();
     let ask = ChatRequest {
         model: model.clone(),
         messages,
         sampling: sampling.into_sampling(seed),
-        max_cost,
+        max_cost: reservation.max_cost(),
         deadline: Some(shared.deadline),
     };
-    let mut answer = shared.peer.chat(ask).await?;
+    // Nothing is paid before there is an answer: an error, or a client that hangs up here, costs nothing.
+    let mut answer = Billed::new(shared.peer.chat(ask).await?, reservation);
     if stream {
         // The status line waits for the first token, so that a request refused by a worker (too long for
         // its context, say) still gets its own status.
         let (who, first) = first_tokens(&mut answer).await?;
         let chunks = Chunks::new(&format!("chatcmpl-{id}"), &model, unix_now());
-        let body = SseBody { answer, chunks, shared, include_usage, first: Some((who, first)), done: false };
+        let body = SseBody { answer, chunks, include_usage, first: Some((who, first)), done: false };
         return Ok((
             [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")],
             Body::from_stream(body),
@@ -172,76 +179,76 @@ async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, 
     }
     let mut text = String::new();
     loop {
-        match answer.next().await {
-            Some(Ok(AnswerEvent::Tokens(tokens))) => {
-                tokens.iter().for_each(|token| text.push_str(&token.text))
-            }
-            Some(Ok(AnswerEvent::Finished { reason, text: tail, usage, receipt })) => {
+        match answer.next().await? {
+            AnswerEvent::Tokens(tokens) => tokens.iter().for_each(|token| text.push_str(&token.text)),
+            AnswerEvent::Finished { reason, text: tail, usage, receipt } => {
                 text.push_str(&tail);
-                shared.spend.add(receipt.total);
                 let proof = response::receipt(&receipt);
                 let id = format!("chatcmpl-{id}");
                 return Ok(Json(response::completion(&id, &model, unix_now(), &text, reason, usage, &proof))
                     .into_response());
             }
-            Some(Ok(AnswerEvent::Started { .. } | AnswerEvent::Failover { .. })) => {}
-            Some(Err(error)) => return Err(error.into()),
-            None => return Err(ended_early().into()),
+            AnswerEvent::Started { .. } | AnswerEvent::Failover { .. } => {}
         }
     }
 }
 
+/// What one request may well cost: the model's whole context read and written, as the light peer's own
+/// ceiling has it, at the lowest price on offer. Twice that, since the worker that is chosen may be
+/// dearer, and after a failover the next one reads everything again.
+fn likely_cost(models: &[ModelListing], asked: &str) -> NanoTon {
+    let name = asked.split_once('@').map_or(asked, |(name, _)| name);
+    let is_asked =
+        |model: &&ModelListing| model.name == name || hex::encode(model.digest).eq_ignore_ascii_case(name);
+    let whole = |model: &ModelListing| {
+        token_cost(model.context, model.price_input)
+            .saturating_add(token_cost(model.context, model.price_output))
+    };
+    // A model that nobody offers yet has no price: its request gets the ordinary share.
+    let whole = models.iter().filter(is_asked).map(whole).max().unwrap_or(NanoTon::ZERO);
+    whole.saturating_add(whole)
+}
+
 /// Waits for the first part of an answer, and says who gives it.
-async fn first_tokens(answer: &mut Answer) -> Result<(Value, Part), ApiError> {
+async fn first_tokens(answer: &mut Billed) -> Result<(Value, Part), ApiError> {
     let mut who = Value::Null;
     loop {
-        match answer.next().await {
-            Some(Ok(AnswerEvent::Started { leg })) => {
+        match answer.next().await? {
+            AnswerEvent::Started { leg } => {
                 who = json!({"worker": leg.worker, "assurance": leg.assurance});
             }
-            Some(Ok(event)) => {
+            event => {
                 if let Some(part) = Part::of(event) {
                     return Ok((who, part));
                 }
             }
-            Some(Err(error)) => return Err(error.into()),
-            None => return Err(ended_early().into()),
         }
     }
-}
-
-fn ended_early() -> ChatError {
-    ChatError::Internal { what: "the answer ended without a receipt".into() }
 }
 
 /// What of an answer's events reaches an OpenAI client.
 enum Part {
     Tokens(Vec<Token>),
-    End { reason: FinishReason, text: String, usage: Usage, receipt: Value, total: NanoTon },
+    End { reason: FinishReason, text: String, usage: Usage, receipt: Value },
 }
 
 impl Part {
     fn of(event: AnswerEvent) -> Option<Self> {
         match event {
             AnswerEvent::Tokens(tokens) => Some(Self::Tokens(tokens)),
-            AnswerEvent::Finished { reason, text, usage, receipt } => Some(Self::End {
-                reason,
-                text,
-                usage,
-                receipt: response::receipt(&receipt),
-                total: receipt.total,
-            }),
+            AnswerEvent::Finished { reason, text, usage, receipt } => {
+                Some(Self::End { reason, text, usage, receipt: response::receipt(&receipt) })
+            }
             AnswerEvent::Started { .. } | AnswerEvent::Failover { .. } => None,
         }
     }
 }
 
 /// Turns an answer into server-sent events. Dropping it (the client hung up) drops the answer, which
-/// cancels generation and payment.
+/// cancels generation and payment and counts what was paid.
 struct SseBody {
-    answer: Answer,
+    answer: Billed,
     chunks: Chunks,
-    shared: Arc<Shared>,
     include_usage: bool,
     first: Option<(Value, Part)>,
     done: bool,
@@ -257,7 +264,7 @@ impl SseBody {
                     self.chunks.text(&token.text, out);
                 }
             }
-            Part::End { reason, text, usage, receipt, total } => {
+            Part::End { reason, text, usage, receipt } => {
                 if !text.is_empty() {
                     self.chunks.text(&text, out);
                 }
@@ -266,7 +273,6 @@ impl SseBody {
                     self.chunks.usage(usage, out);
                 }
                 out.extend_from_slice(response::DONE);
-                self.shared.spend.add(total);
                 self.done = true;
             }
         }
@@ -287,17 +293,13 @@ impl Stream for SseBody {
         }
         // Whatever is ready leaves in one write.
         while !this.done && out.len() < 64 * 1024 {
-            match this.answer.poll_next_unpin(context) {
-                Poll::Ready(Some(Ok(event))) => {
+            match this.answer.poll_event(context) {
+                Poll::Ready(Ok(event)) => {
                     if let Some(part) = Part::of(event) {
                         this.render(part, &mut out);
                     }
                 }
-                Poll::Ready(failed) => {
-                    let error = match failed {
-                        Some(Err(error)) => ApiError::from(error),
-                        _ => ApiError::from(ended_early()),
-                    };
+                Poll::Ready(Err(error)) => {
                     response::error_event(&error.body(), &mut out);
                     this.done = true;
                 }
@@ -351,9 +353,12 @@ async fn health(State(shared): State<Arc<Shared>>) -> Response {
 fn error_response(error: &ApiError) -> Response {
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = (status, Json(error.body())).into_response();
-    if let Some(after) = error.retry_after {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
-    }
+    let (name, value) = match error.retry_after {
+        Some(after) => (header::RETRY_AFTER, HeaderValue::from(after.as_secs())),
+        // OpenAI's clients repeat a request that met 408, 409, 429 or 5xx twice, unless told not to.
+        None => (HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false")),
+    };
+    response.headers_mut().insert(name, value);
     response
 }
 
@@ -363,4 +368,47 @@ fn request_id() -> String {
 
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use cocoon_client::ChatError;
+
+    use super::*;
+
+    #[test]
+    fn clients_are_told_to_retry_only_what_may_succeed_and_was_not_paid_for() {
+        let headers = |error: ApiError| {
+            let response = error_response(&error);
+            let text =
+                |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+            (text("x-should-retry"), text("retry-after"))
+        };
+        let failed = || ApiError::from(ChatError::AllWorkersFailed { legs: Vec::new() });
+        assert_eq!(headers(failed().after_paying(NanoTon::ZERO)), (None, Some("1".into())));
+        assert_eq!(headers(failed().after_paying(NanoTon(1))), (Some("false".into()), None));
+        let late = ApiError::from(ChatError::Deadline { seconds: 5 });
+        assert_eq!(headers(late), (Some("false".into()), None));
+        let spent = ApiError::spend_cap(NanoTon(1), NanoTon(1));
+        assert_eq!(headers(spent), (Some("false".into()), None));
+    }
+
+    #[test]
+    fn the_likely_cost_is_that_of_the_model_that_was_asked_for() {
+        let model = |name: &str, digest: u8, context| ModelListing {
+            name: name.into(),
+            digest: [digest; 32],
+            context,
+            workers: 1,
+            price_input: 1_000_000,
+            price_output: 2_000_000,
+        };
+        let models = [model("tiny", 1, 256), model("large", 2, 100_000)];
+        let tiny = NanoTon(2 * 3 * 256);
+        let digest = hex::encode([1; 32]);
+        for asked in ["tiny".to_owned(), format!("tiny@{digest}"), digest.to_uppercase()] {
+            assert_eq!(likely_cost(&models, &asked), tiny, "{asked}");
+        }
+        assert_eq!(likely_cost(&models, "unknown"), NanoTon::ZERO);
+    }
 }

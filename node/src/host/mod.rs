@@ -15,11 +15,13 @@
 
 mod ads;
 mod chain;
+mod claim;
 pub mod control;
 mod door;
 mod epochs;
 mod link;
 mod money;
+mod outflow;
 mod session;
 mod settle;
 mod state;
@@ -239,7 +241,9 @@ async fn worker(
     let hello = HostHello { network_id: genesis.network_id(), peer_id: net.peer_id().to_bytes() };
     let enclave =
         link::EnclaveLink::spawn(config.enclave.socket.clone(), hello, instruments.tap.clone(), news);
-    let worker = Arc::new(assemble(&config, &genesis, &instruments, &net, &wallet, view, enclave, &state)?);
+    let payee_key = state::payee_key(&keypair)?;
+    let worker =
+        Arc::new(assemble(&config, &genesis, &instruments, &net, &wallet, payee_key, view, enclave, &state)?);
 
     let (evidence, current_evidence) = watch::channel(None);
     let (published, last_ad) = watch::channel(ads::Published::default());
@@ -283,12 +287,12 @@ fn assemble(
     instruments: &Instruments,
     net: &Net,
     wallet: &Wallet,
+    payee_key: [u8; 32],
     chain: Arc<chain::ChainView>,
     enclave: link::EnclaveLink,
     state: &state::StateDir,
 ) -> Result<Worker, HostError> {
     let settlement = config.settlement;
-    let payee_key = wallet.signing_key().verifying_key().to_bytes();
     let min_close_delay_s = match settlement.min_close_delay_s {
         0 => genesis.params().close_delay_s,
         seconds => seconds,

@@ -7,16 +7,22 @@
 //! bytes), a crash of the machine at most what was credited in those milliseconds.
 //!
 //! One channel has one session at a time: a new session on a channel supersedes the old, which a reconnecting
-//! asker may have left behind.
+//! asker may have left behind. It does so only once the channel's key has signed for it ([`super::claim`]) and
+//! the enclave has answered its handshake: [`Money::admit`] looks, [`Money::take_over`] acts.
+//!
+//! A channel leaves again: when the chain shows that it is over ([`Money::sweep`]), or, where there are too many,
+//! when nobody uses it and redeeming it would cost more than it brings.
 #![allow(clippy::disallowed_methods, reason = "a shell: it gives the lanes their clock")]
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cocoon_client::session::outer::{RefusalCode, Voucher};
-use cocoon_payments::channel::{ChannelParams, OnChain};
+use cocoon_payments::channel::{ChannelParams, OnChain, Stage};
 use cocoon_payments::lane::{Payee, PayeePolicy, Refusal};
 use cocoon_payments::store::PayeeStore;
 use cocoon_payments::{Address, NanoTon, SignedVoucher};
@@ -27,11 +33,16 @@ use tokio_util::sync::CancellationToken;
 use super::Counters;
 use super::ads::unix_ms;
 use super::chain::{ChainView, FRESH};
+use super::claim::{Claim, Handshakes};
 
 /// A credited voucher is on the disk this soon after.
 pub(super) const GROUP_COMMIT: Duration = Duration::from_millis(8);
-/// Channels remembered. One that owes nothing and is not in use is forgotten first.
+/// Channels in memory. One that owes nothing worth redeeming and is not in use goes first.
 const MAX_CHANNELS: usize = 4096;
+/// A channel that nobody uses and that owes nothing is read this often, to see whether it is over.
+const DORMANT: Duration = Duration::from_secs(600);
+/// Of those, read in one round: so many reads an endpoint bears beside the ones that matter.
+const DORMANT_READS: usize = 32;
 
 /// Why a session ends or does not begin.
 #[derive(Debug)]
@@ -104,11 +115,17 @@ struct Lane {
     payee: Payee,
     read: Option<Instant>,
     owner: Option<(u64, CancellationToken)>,
+    opened_by: Handshakes,
+    /// When the chain first showed no account here although it could not be opened any more, by the chain's
+    /// clock; `None` once it shows one.
+    absent_at: Option<u64>,
 }
 
 /// Every channel of this worker.
 pub(super) struct Money {
     lanes: Mutex<BTreeMap<Address, Lane>>,
+    /// Earned on channels that are over and forgotten, since this process started.
+    past: AtomicU64,
     store: PayeeStore,
     policy: PayeePolicy,
     settle_cost: NanoTon,
@@ -132,15 +149,16 @@ impl Money {
         let mut lanes = BTreeMap::new();
         for (_, stored) in store.channels() {
             // Stricter terms since then must not keep us from redeeming what we were given under the old
-            // ones.
+            // ones, and neither must another key of ours: redeeming pays the wallet and needs no key.
             let lenient = PayeePolicy {
                 min_close_delay_s: policy.min_close_delay_s.min(stored.params.close_delay_s),
+                worker_key: stored.params.worker_key,
                 ..policy
             };
             match Payee::new(stored.params, lenient) {
                 Ok(mut payee) => {
                     payee.restore(stored.newest, stored.closing_until);
-                    lanes.insert(payee.address(), Lane { payee, read: None, owner: None });
+                    lanes.insert(payee.address(), Lane::new(payee));
                 }
                 Err(error) => {
                     tracing::error!(%error, "a stored channel is not this wallet's; its vouchers cannot be redeemed with it");
@@ -149,6 +167,7 @@ impl Money {
         }
         Self {
             lanes: Mutex::new(lanes),
+            past: AtomicU64::new(0),
             store,
             policy,
             settle_cost,
@@ -164,43 +183,64 @@ impl Money {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks a channel and gives it to a session.
-    pub(super) async fn attach(&self, params: &[u8], session: u64) -> Result<Attached, Stop> {
-        let params =
-            ChannelParams::decode(params).map_err(|error| Stop::new(RefusalCode::ChannelTerms, error))?;
-        let payee = Payee::new(params, self.policy)?;
-        let address = payee.address();
+    /// Checks a channel that a session claims. It keeps its owner for now: the enclave may still refuse.
+    pub(super) async fn admit(&self, claim: &Claim) -> Result<(), Stop> {
+        let payee = Payee::new(claim.params, self.policy)?;
+        let address = claim.address;
         let read = self.lanes().get(&address).and_then(|lane| lane.read);
         let fresh = read.is_some_and(|at| Instant::now().saturating_duration_since(at) < FRESH);
-        let observed = if fresh { None } else { Some(self.chain.read(&params).await) };
+        let observed = match fresh {
+            true => None,
+            // The last reading may do; `ready` says how long.
+            false => self
+                .chain
+                .read(&claim.params)
+                .await
+                .inspect_err(|error| tracing::debug!(%error, channel = %address, "cannot read a channel"))
+                .ok(),
+        };
 
         let now = unix_ms() / 1000;
         let mut lanes = self.lanes();
         if !lanes.contains_key(&address) {
-            make_room(&mut lanes)?;
-            lanes.insert(address, Lane { payee, read: None, owner: None });
+            let mut lane = Lane::new(payee);
+            if let Some(state) = observed {
+                lane.observe(state, now);
+            }
+            // What the chain does not show takes no place here: terms are free to make up.
+            lane.payee.ready(now)?;
+            make_room(&mut lanes, self.settle_cost)?;
+            lanes.insert(address, lane);
         }
-        let Some(lane) = lanes.get_mut(&address) else {
-            return Err(Stop::new(RefusalCode::Internal, "the channel was forgotten while it was read"));
-        };
-        match observed {
-            Some(Ok(state)) => lane.observe(state, now),
-            // The last reading may do; `ready` says how long.
-            Some(Err(error)) => tracing::debug!(%error, channel = %address, "cannot read a channel"),
-            None => {}
+        let lane = lanes.get_mut(&address).ok_or_else(forgotten)?;
+        if let Some(state) = observed {
+            lane.observe(state, now);
         }
         lane.payee.ready(now)?;
+        lane.opened_by.check(&claim.handshake)?;
         let stored = self.store.add(lane.payee.params()).map_err(|error| {
             tracing::error!(%error, "a channel could not be stored");
             Stop::new(RefusalCode::Internal, "the worker cannot store vouchers; try another worker")
         })?;
         // A lane made a moment ago may be of a channel that was served, and forgotten from memory, long ago.
         lane.payee.restore(stored.newest, stored.closing_until);
+        Ok(())
+    }
+
+    /// Gives an admitted channel to a session whose handshake the enclave has answered, and ends the session
+    /// that had it.
+    pub(super) fn take_over(&self, claim: &Claim, session: u64) -> Result<Attached, Stop> {
+        let mut lanes = self.lanes();
+        let lane = lanes.get_mut(&claim.address).ok_or_else(forgotten)?;
+        lane.payee.ready(unix_ms() / 1000)?;
+        // Again: another copy of it may have been faster.
+        lane.opened_by.check(&claim.handshake)?;
+        lane.opened_by.add(claim.handshake);
         let superseded = CancellationToken::new();
         if let Some((_, old)) = lane.owner.replace((session, superseded.clone())) {
             old.cancel();
         }
-        Ok(Attached { channel: address, newest: lane.payee.newest().copied(), superseded })
+        Ok(Attached { channel: claim.address, newest: lane.payee.newest().copied(), superseded })
     }
 
     /// Ends a session's hold.
@@ -303,17 +343,53 @@ impl Money {
         }
     }
 
-    /// Reads every channel that is in use or owes something.
+    /// Reads the channels that matter, most urgent first, and forgets those that are over.
     pub(super) async fn refresh(&self) {
-        let wanted: Vec<ChannelParams> = self
-            .lanes()
-            .values()
-            .filter(|lane| lane.owner.is_some() || lane.read.is_none() || !lane.payee.collectable().is_zero())
-            .map(|lane| *lane.payee.params())
-            .collect();
-        for params in wanted {
+        for params in self.to_read(Instant::now()) {
             if let Err(error) = self.reread(&params).await {
                 tracing::debug!(%error, "cannot read a channel");
+            }
+        }
+        self.sweep();
+    }
+
+    /// What to read: channels in use, then those that close, those that owe something worth redeeming or were
+    /// never read, and a few of the others, so that one that ends unseen is noticed in the end.
+    fn to_read(&self, now: Instant) -> Vec<ChannelParams> {
+        let rank = |lane: &Lane| match () {
+            () if lane.owner.is_some() => 0,
+            () if lane.payee.closing() => 1,
+            () if lane.payee.collectable() > self.settle_cost || lane.read.is_none() => 2,
+            () => 3,
+        };
+        let due = |lane: &Lane| lane.read.is_none_or(|at| now.saturating_duration_since(at) >= DORMANT);
+        let lanes = self.lanes();
+        let mut wanted: Vec<(u8, &Lane)> = lanes
+            .values()
+            .map(|lane| (rank(lane), lane))
+            .filter(|(rank, lane)| *rank < 3 || lane.absent_at.is_some() || due(lane))
+            .collect();
+        // The longest unread first, so that every one has its turn.
+        wanted.sort_by_key(|(rank, lane)| (*rank, lane.read));
+        let urgent = wanted.partition_point(|(rank, _)| *rank < 3);
+        wanted.truncate(urgent + DORMANT_READS);
+        wanted.into_iter().map(|(_, lane)| *lane.payee.params()).collect()
+    }
+
+    /// Forgets channels that are over, here and on disk. What they still owed cannot be collected any more.
+    fn sweep(&self) {
+        let mut lanes = self.lanes();
+        let over: Vec<Address> =
+            lanes.iter().filter(|(_, lane)| lane.is_over()).map(|(address, _)| *address).collect();
+        for address in over {
+            if let Err(error) = self.store.forget(&address) {
+                tracing::error!(%error, channel = %address, "a channel that is over could not be forgotten");
+                continue;
+            }
+            if let Some(lane) = lanes.remove(&address) {
+                let earned = lane.payee.cumulative();
+                self.past.fetch_add(earned.0, Relaxed);
+                tracing::info!(channel = %address, %earned, "a channel is over");
             }
         }
     }
@@ -329,18 +405,19 @@ impl Money {
         Ok(())
     }
 
-    /// What should be redeemed now; `everything` that can be, if asked for by a person.
+    /// What should be redeemed now; `everything` that can be, if asked for by a person. What ends soonest comes
+    /// first, then what is worth most: the wallet may not reach for all of it.
     pub(super) fn to_settle(&self, everything: bool) -> Vec<(ChannelParams, SignedVoucher)> {
         let now = unix_ms() / 1000;
         let worth = |payee: &Payee| match everything {
             true => !payee.collectable().is_zero(),
             false => payee.should_settle(now, self.settle_cost),
         };
-        self.lanes()
-            .values()
-            .filter(|lane| worth(&lane.payee))
-            .filter_map(|lane| Some((*lane.payee.params(), *lane.payee.newest()?)))
-            .collect()
+        let lanes = self.lanes();
+        let mut due: Vec<&Payee> =
+            lanes.values().map(|lane| &lane.payee).filter(|payee| worth(payee)).collect();
+        due.sort_by_key(|payee| (payee.ends_soon(now).unwrap_or(u64::MAX), Reverse(payee.collectable())));
+        due.into_iter().filter_map(|payee| Some((*payee.params(), *payee.newest()?))).collect()
     }
 
     /// What the chain has paid out on a channel, as last read.
@@ -350,7 +427,7 @@ impl Money {
 
     /// Earned in total, and of that not yet redeemed.
     pub(super) fn totals(&self) -> (NanoTon, NanoTon) {
-        let mut earned = NanoTon::ZERO;
+        let mut earned = NanoTon(self.past.load(Relaxed));
         let mut unsettled = NanoTon::ZERO;
         for lane in self.lanes().values() {
             earned = earned.saturating_add(lane.payee.cumulative());
@@ -371,19 +448,47 @@ impl Money {
 }
 
 impl Lane {
+    fn new(payee: Payee) -> Self {
+        let opened_by = Handshakes::default();
+        Self { payee, read: None, owner: None, opened_by, absent_at: None }
+    }
+
     fn observe(&mut self, state: OnChain, now: u64) {
         self.payee.observe(state, now);
         self.read = Some(Instant::now());
+        let open_by = u64::from(self.payee.params().open_by);
+        self.absent_at = match self.payee.on_chain() {
+            Some(seen) if seen.stage == Stage::Absent && seen.read_at > open_by => {
+                self.absent_at.or(Some(seen.read_at))
+            }
+            _ => None,
+        };
+    }
+
+    /// Whether the chain has shown at two moments that there is no account, when it was too late to open one: it
+    /// will never pay again. One look is not enough, since a lie or a fault of the endpoint would cost vouchers.
+    fn is_over(&self) -> bool {
+        let seen = self.absent_at.zip(self.payee.on_chain());
+        self.owner.is_none() && seen.is_some_and(|(first, last)| last.read_at > first)
+    }
+
+    /// Whether nothing is lost by forgetting it until it comes back: the disk has what it holds.
+    fn is_idle(&self, settle_cost: NanoTon) -> bool {
+        let owes = match self.payee.on_chain() {
+            Some(_) => self.payee.collectable() > settle_cost,
+            None => !self.payee.cumulative().is_zero(),
+        };
+        self.owner.is_none() && !owes
     }
 }
 
-/// Forgets a channel that owes nothing, if there are too many.
-fn make_room(lanes: &mut BTreeMap<Address, Lane>) -> Result<(), Stop> {
+/// Forgets a channel that owes nothing worth a transaction, if there are too many: the one that owes least.
+fn make_room(lanes: &mut BTreeMap<Address, Lane>, settle_cost: NanoTon) -> Result<(), Stop> {
     if lanes.len() < MAX_CHANNELS {
         return Ok(());
     }
-    let idle = lanes.iter().find(|(_, lane)| lane.owner.is_none() && lane.payee.unsettled().is_zero());
-    match idle.map(|(address, _)| *address) {
+    let idle = lanes.iter().filter(|(_, lane)| lane.is_idle(settle_cost));
+    match idle.min_by_key(|(_, lane)| lane.payee.collectable()).map(|(address, _)| *address) {
         Some(address) => {
             lanes.remove(&address);
             Ok(())
@@ -393,6 +498,11 @@ fn make_room(lanes: &mut BTreeMap<Address, Lane>) -> Result<(), Stop> {
             "the worker holds as many channels as it may; try another worker",
         )),
     }
+}
+
+/// The channel gave way to another one while the enclave was asked.
+fn forgotten() -> Stop {
+    Stop::new(RefusalCode::Busy, "the worker holds as many channels as it may; try again")
 }
 
 fn view(address: &Address, lane: &Lane) -> ChannelView {

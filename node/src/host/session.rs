@@ -2,13 +2,14 @@
 //! records, vouchers and credit.
 //!
 //! ```text
-//! Open ─► channel terms and chain ─► enclave handshake ─► Accepted(newest voucher)
+//! Open ─► the channel key's proof ─► terms and chain ─► enclave handshake ─► the channel is this session's
+//!      ─► Accepted(newest voucher)
 //!      ─► { record ⇄ enclave | vouchers ─► verified, stored ─► credit } ─► Bye
 //! ```
 //!
 //! The host never looks into a record. All vouchers that arrived together are paid in together, which costs
-//! one signature check. A peer that does not read has its enclave session paused, so what waits for it here
-//! stays small; one that does not read for [`STALL`] is let go.
+//! one signature check. A peer that does not read is not read either, and its enclave session is paused, so what
+//! waits for it here stays small ([`super::outflow`]).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,13 +20,16 @@ use cocoon_client::session::WIRE_VERSION;
 use cocoon_client::session::outer::{self, Accepted, RefusalCode, Refused, ToClient, ToHost, Voucher};
 use cocoon_p2p::PeerId;
 use cocoon_p2p::wire::FrameError;
+use cocoon_payments::Address;
 use futures::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
+use super::claim::Claim;
 use super::link::{FromEnclave, Route};
 use super::money::{Attached, Stop};
+use super::outflow::{Outflow, Overrun, PAUSE_AT, RESUME_AT};
 use super::wire::{self, SessionReader, SessionWriter, WireError};
 use crate::link::{Open, Prices, RefusedWhy, ToEnclave};
 
@@ -33,14 +37,9 @@ use crate::link::{Open, Prices, RefusedWhy, ToEnclave};
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The enclave answers a handshake in under a millisecond, unless it is overwhelmed.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes waiting for the asker at which its enclave session is paused, and at which it goes on.
-const PAUSE_AT: usize = 256 * 1024;
-const RESUME_AT: usize = 64 * 1024;
-/// An asker that takes nothing for this long is gone.
-const STALL: Duration = Duration::from_secs(30);
 /// An asker that says nothing for this long makes room for others; it may open again at once.
 const IDLE: Duration = Duration::from_secs(15 * 60);
-/// How often the two above are looked at.
+/// How often that is looked at, and whether the asker takes what it is sent.
 const WATCH: Duration = Duration::from_secs(10);
 /// Time for a refusal or a goodbye to leave.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -111,11 +110,12 @@ where
         );
         return Err(Stop::new(RefusalCode::UnknownNetwork, why));
     }
-    let attached = worker.money.attach(&open.channel, session).await?;
+    let claim = Claim::verify(&open, &worker.net.peer_id().to_bytes())?;
+    worker.money.admit(&claim).await?;
     let down =
         || Stop::new(RefusalCode::EnclaveDown, "the worker's enclave is not running; try another worker");
     let mut route = worker.enclave.route(session).ok_or_else(down)?;
-    let asked = route.send(ToEnclave::Open(enclave_open(worker, session, open, &attached))).await;
+    let asked = route.send(ToEnclave::Open(enclave_open(worker, session, open, &claim.address))).await;
     if !asked {
         return Err(down());
     }
@@ -127,10 +127,12 @@ where
             return Err(Stop::new(RefusalCode::Busy, "the enclave does not answer; try another worker"));
         }
     };
+    // Only now: an `open` that the enclave refuses must not cost the asker the session it has.
+    let attached = worker.money.take_over(&claim, session)?;
     Ok(Opened { route, attached, answer })
 }
 
-fn enclave_open(worker: &Worker, session: u64, open: outer::Open, attached: &Attached) -> Open {
+fn enclave_open(worker: &Worker, session: u64, open: outer::Open, channel: &Address) -> Open {
     let prices = worker.prices;
     Open {
         session,
@@ -139,7 +141,7 @@ fn enclave_open(worker: &Worker, session: u64, open: outer::Open, attached: &Att
         evidence_digest: open.evidence_digest,
         policy: open.policy,
         prices: Prices { input: prices.input, output: prices.output, quantum: worker.quantum.0 },
-        channel: Some(attached.channel.to_bytes()),
+        channel: Some(channel.to_bytes()),
     }
 }
 
@@ -167,6 +169,12 @@ enum End {
 impl From<Stop> for End {
     fn from(stop: Stop) -> Self {
         Self::Refused(stop)
+    }
+}
+
+impl From<Overrun> for End {
+    fn from(overrun: Overrun) -> Self {
+        Self::Over(overrun.reason())
     }
 }
 
@@ -210,9 +218,10 @@ impl Opened {
         let mut heard = Instant::now();
         // When the asker last took everything it was sent.
         let mut drained = heard;
+        let mut outflow = Outflow::new(heard);
         loop {
             let turn = tokio::select! {
-                frame = reader.next() => {
+                frame = reader.next(), if Outflow::may_read(writer.queued()) => {
                     heard = Instant::now();
                     let took = self.take_frames(frame, reader, &mut vouchers).await;
                     // Whatever else is wrong, money that came before it counts.
@@ -221,17 +230,18 @@ impl Opened {
                 }
                 count = self.route.inbox.recv_many(&mut inbox, MAX_BATCH) => match count {
                     0 => Err(enclave_left()),
-                    _ => inbox.drain(..).try_for_each(|message| forward(message, writer)),
+                    // Looked at after each: a batch of large records is many times what may wait.
+                    _ => inbox.drain(..).try_for_each(|message| {
+                        forward(message, writer)?;
+                        Ok(Outflow::fits(writer.queued())?)
+                    }),
                 },
                 flushed = writer.flush(), if writer.needs_flush() => {
                     drained = Instant::now();
                     flushed.map_err(End::from)
                 }
                 _ = watch.tick() => {
-                    let quiet = heard.elapsed();
-                    if writer.needs_flush() && drained.elapsed().min(quiet) > STALL {
-                        Err(End::Over("the asker reads nothing"))
-                    } else if drained.elapsed().min(quiet) > IDLE {
+                    if drained.elapsed().min(heard.elapsed()) > IDLE {
                         Err(End::Over("idle"))
                     } else {
                         Ok(())
@@ -242,7 +252,9 @@ impl Opened {
                 }
                 () = stop.cancelled() => Err(End::Over("the worker shuts down")),
             };
-            if let Err(end) = turn {
+            let (queued, accepted) = (writer.queued(), writer.accepted());
+            let flowing = outflow.turn(queued, accepted, writer.needs_flush(), Instant::now());
+            if let Err(end) = turn.and(flowing.map_err(End::from)) {
                 return end;
             }
             let session = self.route.session;

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use cocoon_p2p::Keypair;
 use cocoon_payments::wallet::{Wallet, WalletError};
+use ed25519_dalek::SigningKey;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+const IDENTITY: &str = "identity.key";
 /// Twenty-four words are far shorter.
 const MAX_MNEMONIC_BYTES: u64 = 4096;
 
@@ -85,7 +87,7 @@ impl StateDir {
 
     /// This host's identity, made at the first start.
     pub(super) fn identity(&self) -> Result<Keypair, StateError> {
-        let path = self.path.join("identity.key");
+        let path = self.path.join(IDENTITY);
         let damaged = |why: String| StateError::Identity { path: path.clone(), why };
         match fs::read(&path) {
             Ok(bytes) => {
@@ -119,6 +121,24 @@ fn write_secret(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&partial, path)
 }
 
+/// Keeps the key below apart from anything else that may ever be derived from an identity.
+const PAYEE_DOMAIN: &[u8] = b"cocoon/payee-key/v1";
+
+/// The key that names this host in the terms of its channels.
+///
+/// It belongs to the host, not to the wallet that is paid: several hosts may share a wallet, and a channel bound
+/// to the wallet's key alone would be good at each of them, so that one voucher would buy service from all. It is
+/// derived from the identity (HKDF-SHA256), so it stays as long as the peer id does. Redeeming needs no
+/// signature of it: the contract asks for one only in a cooperative close, which this host does not offer.
+pub(super) fn payee_key(identity: &Keypair) -> Result<[u8; 32], StateError> {
+    let secret =
+        identity.derive_secret(PAYEE_DOMAIN).map(Zeroizing::new).ok_or_else(|| StateError::Identity {
+            path: PathBuf::from(IDENTITY),
+            why: "no key can be derived from a key of its kind".to_owned(),
+        })?;
+    Ok(SigningKey::from_bytes(&secret).verifying_key().to_bytes())
+}
+
 /// The wallet whose words a file holds.
 pub(super) fn wallet(path: &Path, global_id: i32) -> Result<Wallet, StateError> {
     let fail = |why| StateError::File { action: "read the wallet's words in", path: path.to_owned(), why };
@@ -145,6 +165,16 @@ mod tests {
         drop(first);
         let again = StateDir::open(&dir.path().join("state")).unwrap();
         assert_eq!(again.identity().unwrap().public(), identity);
+    }
+
+    #[test]
+    fn every_host_has_a_payee_key_of_its_own_that_stays() {
+        let (one, other) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let key = payee_key(&one).unwrap();
+        assert_eq!(payee_key(&one).unwrap(), key);
+        assert_ne!(payee_key(&other).unwrap(), key);
+        // The peer id ends with the identity's own public key, which must not serve a second purpose.
+        assert!(!one.public().to_peer_id().to_bytes().ends_with(&key));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct SessionReader<S> {
 }
 
 /// The writing half. It queues without limit by itself: [`SessionWriter::queued`] is what its owner throttles
-/// the enclave by.
+/// enclave and asker by, see [`super::outflow`].
 pub(super) struct SessionWriter<S> {
     frames: FrameWriter<WriteHalf<S>>,
     unflushed: bool,
@@ -99,6 +99,11 @@ impl<S: AsyncWrite + Unpin> SessionWriter<S> {
     /// Bytes the peer has not taken yet.
     pub(super) fn queued(&self) -> usize {
         self.frames.queued()
+    }
+
+    /// Bytes the transport has taken since the beginning.
+    pub(super) fn accepted(&self) -> u64 {
+        self.frames.accepted()
     }
 
     /// Writes all that is queued. Cancel-safe.

@@ -9,6 +9,7 @@
 mod faucet;
 mod genesis;
 mod layout;
+mod lock;
 mod network;
 mod process;
 mod supervisor;

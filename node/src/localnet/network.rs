@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::layout::Layout;
+use super::{layout::Layout, lock};
 
 /// Why no running network was found.
 #[derive(Debug, Error)]
@@ -109,7 +109,7 @@ impl Network {
     /// Finds the network that runs in `layout`.
     ///
     /// # Errors
-    /// [`AttachError`]; a description whose supervisor is gone counts as not running.
+    /// [`AttachError`]; a description whose supervisor is gone, or holds no lock, counts as not running.
     pub fn attach(layout: &Layout) -> Result<Self, AttachError> {
         let path = layout.network();
         let bytes = match fs::read(&path) {
@@ -120,8 +120,12 @@ impl Network {
             Err(error) => return Err(AttachError::Unreadable { path, why: error.to_string() }),
         };
         let network: Self = serde_json::from_slice(&bytes)
-            .map_err(|error| AttachError::Unreadable { path, why: error.to_string() })?;
-        if crate::process::alive(network.supervisor) {
+            .map_err(|error| AttachError::Unreadable { path: path.clone(), why: error.to_string() })?;
+        // The supervisor's process id may be another program's by now, which `down` would then end: that
+        // ours still runs is what the lock says.
+        let held = lock::is_held(&layout.lock())
+            .map_err(|error| AttachError::Unreadable { path, why: format!("its lock: {error}") })?;
+        if held && crate::process::alive(network.supervisor) {
             Ok(network)
         } else {
             Err(AttachError::NotRunning(layout.root().to_owned()))
@@ -139,5 +143,35 @@ impl Network {
     /// The processes that ought to run and do not.
     pub fn missing(&self) -> Vec<&ProcessInfo> {
         self.processes.iter().filter(|process| !crate::process::alive(process.pid)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_description_whose_lock_nobody_holds_is_not_attached_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        // A process id that was used again: this test's own is certainly alive.
+        let network = Network {
+            name: "left over".into(),
+            network_id: String::new(),
+            supervisor: std::process::id(),
+            base_url: String::new(),
+            api_key_file: PathBuf::new(),
+            chain: ChainEndpoint { url: String::new(), api_key_file: PathBuf::new() },
+            bootstrap: Vec::new(),
+            processes: Vec::new(),
+            ready_ms: 0.0,
+        };
+        fs::write(layout.network(), serde_json::to_vec(&network).unwrap()).unwrap();
+        let not_running = || matches!(Network::attach(&layout), Err(AttachError::NotRunning(_)));
+        assert!(not_running(), "there is not even a lock file");
+        let lock = lock::take(&layout.lock()).await.unwrap().unwrap();
+        assert_eq!(Network::attach(&layout).unwrap(), network);
+        drop(lock);
+        assert!(not_running(), "the supervisor is gone");
     }
 }

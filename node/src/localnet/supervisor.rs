@@ -14,7 +14,7 @@ use std::{
 use cocoon_client::genesis::Genesis;
 use cocoon_inference::{EchoEngine, Engine as _, embedded};
 use cocoon_payments::NanoTon;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde_json::Value;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -23,6 +23,7 @@ use super::{
     faucet::Faucet,
     genesis::{NewNetwork, SetupError, ensure_key, ensure_wallet, write, write_private},
     layout::Layout,
+    lock,
     network::{ChainEndpoint, Kind, Network, ProcessInfo},
     process::{Process, ProcessError},
 };
@@ -160,7 +161,9 @@ impl Localnet {
         progress: &mut (dyn FnMut(Progress) + Send),
         stop: watch::Receiver<bool>,
     ) -> Result<Self, UpError> {
-        let lock = lock(&options.layout)?;
+        let lock = hold(&options.layout).await?;
+        // Left by a supervisor that was killed: until this network is described, nothing is to be found here.
+        let _ = fs::remove_file(options.layout.network());
         let mut start = Start { options, progress, processes: Vec::new(), infos: Vec::new() };
         let mut stopped = stop;
         let result = tokio::select! {
@@ -227,13 +230,12 @@ async fn stop_all(processes: &mut Vec<Process>) {
     }
 }
 
-fn lock(layout: &Layout) -> Result<Flock<File>, UpError> {
+async fn hold(layout: &Layout) -> Result<Flock<File>, UpError> {
     let path = layout.lock();
     let file = |source| UpError::File { path: path.clone(), source };
     fs::create_dir_all(layout.root()).map_err(file)?;
-    let handle = File::options().create(true).truncate(false).write(true).open(&path).map_err(file)?;
-    Flock::lock(handle, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| UpError::Running(layout.root().to_owned()))
+    let lock = lock::take(&path).await.map_err(file)?;
+    lock.ok_or_else(|| UpError::Running(layout.root().to_owned()))
 }
 
 /// A network that is being started.

@@ -5,6 +5,10 @@
 //! cannot name 127.0.0.1 or 10.0.0.1), and an address from an ad is only dialled if it is not more local
 //! than this peer's own network ([`NetConfig::reach`](super::NetConfig::reach)).
 //!
+//! What a name stands for shows only when it is dialled, and libp2p's own lookups dial what others answer.
+//! On the internet the transport therefore refuses whatever is not a public address, wherever it came
+//! from (`transport`).
+//!
 //! On loopback, TCP carries a token stream with less CPU than QUIC (no packet encryption in user space),
 //! so that a QUIC address of a loopback peer is dropped when a TCP one is known. Elsewhere the swarm's
 //! own ranking applies: QUIC first, TCP a moment later.
@@ -24,7 +28,7 @@ pub enum Reach {
     Loopback,
     /// A LAN.
     Private,
-    /// The internet; DNS names count as such.
+    /// The internet; DNS names count as such until they are resolved.
     Public,
 }
 

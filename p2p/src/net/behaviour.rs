@@ -13,18 +13,16 @@ use libp2p::{
 
 use super::{
     Mode, Names, NetConfig, NetError,
+    actor::{PROVIDER_TTL, provider_store},
     exchange::{self, Request, Response},
     gossip::{self, Gossip},
     streams,
 };
 
-/// Provider records live this long, and are published again well before.
-const PROVIDER_TTL: Duration = Duration::from_secs(600);
+/// How often own provider records are published again: well before [`PROVIDER_TTL`] is over.
 const PROVIDER_REPUBLISH: Duration = Duration::from_secs(180);
 /// A lookup that takes longer than this is of no use to somebody who waits.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
-/// Models whose provider records this peer stores for others.
-const PROVIDED_KEYS: usize = 4_096;
 
 /// Everything a peer speaks. See the module page.
 #[derive(NetworkBehaviour)]
@@ -178,16 +176,7 @@ fn kademlia(config: &NetConfig, names: &Names) -> kad::Behaviour<kad::store::Mem
         // Addresses enter the table only after `addresses::believable`.
         .set_kbucket_inserts(kad::BucketInserts::OnConnected)
         .set_max_packet_size(16 * 1024);
-    let store = kad::store::MemoryStore::with_config(
-        local,
-        kad::store::MemoryStoreConfig {
-            max_records: 0,
-            max_value_bytes: 0,
-            max_providers_per_key: kad::K_VALUE.get(),
-            max_provided_keys: PROVIDED_KEYS,
-        },
-    );
-    let mut behaviour = kad::Behaviour::with_config(local, store, kademlia);
+    let mut behaviour = kad::Behaviour::with_config(local, provider_store(local), kademlia);
     behaviour.set_mode(Some(match config.mode {
         Mode::Server => kad::Mode::Server,
         Mode::Client => kad::Mode::Client,

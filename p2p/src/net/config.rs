@@ -90,7 +90,8 @@ pub struct NetConfig {
     pub hear_everything: bool,
     /// The most local addresses this peer dials because somebody else named them. `None` derives it from
     /// `listen` and `bootstrap`: a peer of a loopback network dials loopback, a peer of the internet
-    /// cannot be made to probe its own machine or LAN by an ad.
+    /// cannot be made to probe its own machine or LAN, by an ad, a DNS name or the DHT. A peer that listens
+    /// on 0.0.0.0 counts as one of the internet; in a LAN, let it listen on or bootstrap from a LAN address.
     pub reach: Option<Reach>,
     /// A connection without any stream is closed after this long.
     pub idle_timeout: Duration,

@@ -95,7 +95,7 @@ impl fmt::Debug for Net {
 impl Net {
     /// Starts a swarm over QUIC and TCP on the current tokio runtime.
     pub fn spawn(config: NetConfig) -> Result<(Self, Incoming), NetError> {
-        let substrate = transport::sockets(&config.keypair)?;
+        let substrate = transport::sockets(&config.keypair, config.effective_reach())?;
         Self::spawn_on(config, substrate, swarm::Config::with_tokio_executor())
     }
 

@@ -2,19 +2,27 @@
 //!
 //! QUIC and TCP (Noise, Yamux) under DNS. Defaults that would break token streams are raised: QUIC
 //! closes a connection after 10 s of silence by itself, and a question may well sit in a queue longer.
+//!
+//! A peer of the internet dials public addresses only. That is decided below DNS, where every address is
+//! what will really be dialled, and at the one place that all dials pass: those of ads and sessions, of
+//! the DHT's own lookups, of hole punching.
 
 use std::{io, net::UdpSocket, time::Duration};
 
 use libp2p::{
     Multiaddr, PeerId, Transport,
-    core::{muxing::StreamMuxerBox, transport::Boxed, upgrade::Version},
+    core::{
+        muxing::StreamMuxerBox,
+        transport::{Boxed, global_only},
+        upgrade::Version,
+    },
     dns,
     identity::Keypair,
     multiaddr::Protocol,
     noise, quic, relay, tcp, yamux,
 };
 
-use super::NetError;
+use super::{NetError, Reach};
 
 /// A transport that has authenticated its peer and multiplexes streams.
 pub type Substrate = Boxed<(PeerId, StreamMuxerBox)>;
@@ -58,15 +66,24 @@ fn noise_config(keypair: &Keypair) -> Result<noise::Config, NetError> {
     noise::Config::new(keypair).map_err(|error| NetError::Transport { what: "Noise", why: error.to_string() })
 }
 
-/// QUIC and TCP under DNS.
-pub(crate) fn sockets(keypair: &Keypair) -> Result<Substrate, NetError> {
-    Ok(match dns::tokio::Transport::system(quic_and_tcp(keypair)?) {
+/// QUIC and TCP under DNS, for a peer whose network is `reach`.
+pub(crate) fn sockets(keypair: &Keypair, reach: Reach) -> Result<Substrate, NetError> {
+    Ok(match dns::tokio::Transport::system(guarded(keypair, reach)?) {
         Ok(transport) => transport.boxed(),
         Err(error) => {
             // Addresses still work; names fail when they are dialled.
             tracing::warn!(%error, "no usable resolver configuration, so that DNS names cannot be dialled");
-            quic_and_tcp(keypair)?
+            guarded(keypair, reach)?
         }
+    })
+}
+
+fn guarded(keypair: &Keypair, reach: Reach) -> Result<Substrate, NetError> {
+    let base = quic_and_tcp(keypair)?;
+    Ok(match reach {
+        Reach::Public => global_only::Transport::new(base).boxed(),
+        // Whoever is on the same LAN or machine may name it.
+        Reach::Private | Reach::Loopback => base,
     })
 }
 
@@ -100,4 +117,66 @@ pub(crate) fn with_relay(
         .timeout(HANDSHAKE)
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
     Ok(circuits.or_transport(base).map(|either, _| either.into_inner()).boxed())
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::core::{
+        Endpoint,
+        transport::{DialOpts, ListenerId, PortUse},
+    };
+
+    use super::*;
+
+    const LOCAL: [&str; 5] = [
+        "/ip4/127.0.0.1/tcp/1",
+        "/ip4/10.0.0.1/udp/1/quic-v1",
+        "/ip4/192.168.0.1/tcp/1",
+        "/ip6/::1/tcp/1",
+        "/ip6/::ffff:127.0.0.1/tcp/1",
+    ];
+
+    const OPTIONS: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+
+    fn dials(transport: &mut Substrate, address: &str) -> bool {
+        transport.dial(address.parse().unwrap(), OPTIONS).is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_peer_of_the_internet_dials_public_addresses_only() {
+        let mut transport = guarded(&Keypair::generate_ed25519(), Reach::Public).unwrap();
+        for address in LOCAL {
+            assert!(!dials(&mut transport, address), "{address}");
+        }
+        assert!(dials(&mut transport, "/ip4/1.1.1.1/tcp/1"));
+        for reach in [Reach::Private, Reach::Loopback] {
+            let mut transport = guarded(&Keypair::generate_ed25519(), reach).unwrap();
+            // Not every machine has IPv6.
+            for address in LOCAL.into_iter().filter(|address| address.starts_with("/ip4")) {
+                assert!(dials(&mut transport, address), "{address}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_stands_for_this_machine_is_not_dialled_from_the_internet() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let name = format!("/dns4/localhost/tcp/{}", listener.local_addr().unwrap().port());
+        let mut transport = sockets(&Keypair::generate_ed25519(), Reach::Public).unwrap();
+        // Without a resolver names are not supported at all, which is as good.
+        if let Ok(dial) = transport.dial(name.parse().unwrap(), OPTIONS) {
+            assert!(dial.await.is_err());
+        }
+        let connected = listener.accept().map_err(|error| error.kind());
+        assert_eq!(connected.unwrap_err(), io::ErrorKind::WouldBlock);
+    }
+
+    #[tokio::test]
+    async fn a_peer_of_the_internet_may_listen_on_a_local_address() {
+        let mut transport = sockets(&Keypair::generate_ed25519(), Reach::Public).unwrap();
+        for address in ["/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"] {
+            transport.listen_on(ListenerId::next(), address.parse().unwrap()).unwrap();
+        }
+    }
 }

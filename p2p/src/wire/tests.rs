@@ -152,3 +152,19 @@ async fn the_pump_sends_what_queued_up_and_closes_the_stream_at_the_end() {
     pump(queue, FrameWriter::new(&mut sent, 64)).await.unwrap();
     assert_eq!(sent.into_inner().len(), 50 * (HEADER_BYTES + 3));
 }
+
+#[test]
+fn frames_stay_whole_and_in_order_when_the_sent_part_is_dropped_between_them() {
+    let mut writer = FrameWriter::new(Choppy::new(Vec::new(), &[1, 9_000, 9_000]), MAX_SESSION_FRAME);
+    let mut cx = Context::from_waker(Waker::noop());
+    for n in 0..40u8 {
+        writer.queue(&[&vec![n; 20_000]]).unwrap();
+        let _ = writer.poll_flush(&mut cx);
+    }
+    run(writer.flush()).unwrap();
+    let mut reader = FrameReader::new(Cursor::new(writer.into_inner().bytes), MAX_SESSION_FRAME);
+    for n in 0..40u8 {
+        assert_eq!(&run(reader.next()).unwrap().unwrap()[..], &[n; 20_000]);
+    }
+    assert!(run(reader.next()).unwrap().is_none());
+}

@@ -11,7 +11,7 @@ use cocoon_p2p::{
 };
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::{
-    StreamProtocol, Swarm, SwarmBuilder, gossipsub, identify, noise,
+    StreamProtocol, Swarm, SwarmBuilder, gossipsub, identify, kad, noise,
     swarm::{NetworkBehaviour, SwarmEvent},
     tcp, yamux,
 };
@@ -195,6 +195,38 @@ async fn an_oversize_question_ends_the_stream_and_costs_standing() {
         assert!(answer.is_empty());
     }
     within(async { while events.recv().await.unwrap() != NetEvent::Banned(rogue.id) {} }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_announces_more_models_than_anybody_serves_is_banned() {
+    let victim = server(&[TCP], &[]).await;
+    let mut events = victim.net.events();
+    let mut rogue = SwarmBuilder::with_existing_identity(Keypair::generate_ed25519())
+        .with_tokio()
+        .with_tcp(tcp::Config::default(), noise::Config::new, yamux::Config::default)
+        .unwrap()
+        .with_behaviour(|key| {
+            let id = key.public().to_peer_id();
+            let protocol = StreamProtocol::try_from_owned(format!("{}/kad", root())).unwrap();
+            kad::Behaviour::with_config(id, kad::store::MemoryStore::new(id), kad::Config::new(protocol))
+        })
+        .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+        .build();
+    let id = *rogue.local_peer_id();
+    let kad = rogue.behaviour_mut();
+    kad.set_mode(Some(kad::Mode::Client));
+    kad.add_address(&victim.id(), victim.plain_addresses().remove(0));
+    for number in 0..128 {
+        kad.start_providing(kad::RecordKey::new(&[number; 32])).unwrap();
+    }
+    let announcing = tokio::spawn(async move {
+        loop {
+            rogue.select_next_some().await;
+        }
+    });
+    within(async { while events.recv().await.unwrap() != NetEvent::Banned(id) {} }).await;
+    announcing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

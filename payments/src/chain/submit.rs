@@ -1,8 +1,10 @@
 //! Sending from a wallet, and knowing what became of it.
 //!
-//! An endpoint that took a message has promised nothing. A transfer is in the chain when the wallet's
+//! An endpoint that took a message has promised nothing, and one that answered with an error has
+//! refused nothing: a proxy in front of it may have failed after the message went through, or the
+//! message may be there from an earlier attempt. A transfer is in the chain when the wallet's
 //! sequence number has passed its own, and can never be once the chain's clock has passed its expiry:
-//! [`submit`] waits for one or the other, so that no coin is ever in doubt.
+//! once it has tried to send, [`submit`] waits for one or the other, so that no coin is ever in doubt.
 
 use std::time::Duration;
 
@@ -21,6 +23,8 @@ const VALID_S: u64 = 60;
 const FEE_MARGIN: NanoTon = NanoTon(5_000_000);
 const POLL: Duration = Duration::from_millis(200);
 const POLL_MAX: Duration = Duration::from_secs(2);
+/// Between polls, before a message that the endpoint did not confirm is sent again.
+const POLL_RESEND: Duration = Duration::from_secs(1);
 /// Wall-clock limit, for a chain that stands still or an endpoint that is gone.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// A block of the wallet's shard may be older than the masterchain block that first names it.
@@ -47,7 +51,7 @@ pub enum SubmitError {
     /// It could not be signed.
     #[error(transparent)]
     Wallet(#[from] WalletError),
-    /// The chain could not be read, or refused the message outright.
+    /// The chain could not be read; nothing was sent.
     #[error(transparent)]
     Chain(#[from] ChainError),
     /// Not enough coins.
@@ -71,6 +75,13 @@ pub enum SubmitError {
     /// Its time passed without it. It will never be included, so it is safe to send another.
     #[error("the transfer expired before a block took it; it is safe to try again")]
     Expired,
+    /// Every attempt to send it was answered with an error, and its time passed without it. It will
+    /// never be included, so it is safe to send another.
+    #[error("the transfer expired before a block took it, and sending it had failed: {source}")]
+    Refused {
+        /// What the endpoint answered.
+        source: ChainError,
+    },
     /// Neither inclusion nor expiry could be seen. **It may yet be included**: look at the wallet's
     /// sequence number before sending again.
     #[error(
@@ -105,10 +116,11 @@ pub async fn submit(
     let valid_until = account.unixtime.max(chain.head().await?.unixtime).saturating_add(VALID_S);
     let valid_until = u32::try_from(valid_until).unwrap_or(u32::MAX);
     let transfer = wallet.transfer(seqno, valid_until, messages)?;
-    match chain.send(&transfer.boc).await {
-        // The message may have arrived although the answer did not.
-        Ok(_) | Err(ChainError::Unreachable { .. }) => {}
-        Err(error) => return Err(error.into()),
+    // Whatever the answer, the message may have arrived: from here on only the wallet's sequence
+    // number or the expiry decides.
+    let mut refused = chain.send(&transfer.boc).await.err();
+    if let Some(error) = &refused {
+        tracing::warn!(%error, seqno, "the transfer was not confirmed; waiting for it or its expiry");
     }
 
     let started = Instant::now();
@@ -116,18 +128,23 @@ pub async fn submit(
     loop {
         sleep(pause).await;
         pause = (pause * 5 / 4).min(POLL_MAX);
-        // From here on an endpoint that fails leaves the transfer in doubt, so it is asked again.
+        // An endpoint that fails leaves the transfer in doubt, so it is asked again.
         if let Ok(account) = chain.account(&address).await {
-            if wallet_seqno(wallet, &account).is_ok_and(|now| now > seqno) {
+            let now = wallet_seqno(wallet, &account).ok();
+            if now.is_some_and(|now| now > seqno) {
                 let transaction = find(chain, wallet, &transfer.body_hash).await;
                 return Ok(Submitted { seqno, message_hash: transfer.hash, transaction });
             }
-            if account.unixtime > u64::from(valid_until) + EXPIRY_SLACK_S {
-                return Err(SubmitError::Expired);
+            // A read without a usable wallet, or of one that went back, says nothing about expiry.
+            if now == Some(seqno) && account.unixtime > u64::from(valid_until) + EXPIRY_SLACK_S {
+                return Err(refused.map_or(SubmitError::Expired, |source| SubmitError::Refused { source }));
             }
             // A node may have dropped it. Sending the same message twice includes it once.
-            if pause == POLL_MAX {
-                let _ = chain.send(&transfer.boc).await;
+            if pause == POLL_MAX || (refused.is_some() && pause >= POLL_RESEND) {
+                // The first refusal says why; later ones may only say that the message is known.
+                if chain.send(&transfer.boc).await.is_ok() {
+                    refused = None;
+                }
             }
         }
         if started.elapsed() > PATIENCE {

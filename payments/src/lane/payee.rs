@@ -17,7 +17,9 @@ const AGREEMENT_GRACE_S: u64 = 600;
 pub struct PayeePolicy {
     /// The account that must be paid.
     pub worker: Address,
-    /// The key that must agree to a cooperative close.
+    /// The key that must agree to a cooperative close. **Each process that credits vouchers needs one of its
+    /// own**, also where several are paid to one account: the channel is bound to it, so that no voucher is
+    /// good at two workers.
     pub worker_key: [u8; 32],
     /// The TON network's global id.
     pub global_id: i32,
@@ -153,7 +155,7 @@ impl Payee {
         if voucher.channel != self.address || voucher.channel_id != self.params.channel_id {
             return Err(Refusal::OtherChannel);
         }
-        let newest = self.cumulative();
+        let newest = self.counted();
         let delta = voucher.cumulative.saturating_sub(newest);
         if delta.is_zero() {
             return Err(Refusal::NotNewer { got: voucher.cumulative, newest });
@@ -174,11 +176,17 @@ impl Payee {
     /// one was committed in between, it adds less, or nothing.
     pub fn commit(&mut self, accepted: Accepted) -> NanoTon {
         let cumulative = accepted.signed.voucher.cumulative;
-        let delta = cumulative.saturating_sub(self.cumulative());
-        if !delta.is_zero() {
+        let delta = cumulative.saturating_sub(self.counted());
+        if cumulative > self.cumulative() {
             self.newest = Some(accepted.signed);
         }
         delta
+    }
+
+    /// Where the next voucher is counted from. Normally the newest one; but if the chain has paid more than
+    /// that, vouchers were lost here, and what they were worth was credited, and collected, before.
+    fn counted(&self) -> NanoTon {
+        self.cumulative().max(self.settled())
     }
 
     /// [`Payee::check`] and [`Payee::commit`] at once, where durability is handled elsewhere.
@@ -223,20 +231,26 @@ impl Payee {
         self.cumulative().min(self.capacity()).saturating_sub(self.settled())
     }
 
+    /// When the channel can end, if that is near: it closes, an agreement to close is out, or its expiry is
+    /// close. After this moment somebody may have the asker refunded, and nothing more is paid.
+    pub fn ends_soon(&self, now: u64) -> Option<u64> {
+        let chain = self.chain?;
+        let expire_at = u64::from(chain.expire_at);
+        let margin = u64::from(self.policy.expiry_margin_s).saturating_mul(2);
+        let expiring = (now.saturating_add(margin) >= expire_at).then_some(expire_at);
+        // An agreement can be carried out at once.
+        let agreed = self.closing_until.map(|_| now);
+        [expiring, agreed, chain.close_at().map(u64::from)].into_iter().flatten().min()
+    }
+
     /// Whether to settle now, if settling costs `cost`: when it is worth it many times over; when the
     /// unsettled cap comes near and would stop service; and, for anything above the cost, when the
     /// channel is about to end.
     pub fn should_settle(&self, now: u64, cost: NanoTon) -> bool {
         let gain = self.collectable();
-        let Some(chain) = self.chain else {
-            return false;
-        };
-        let margin = u64::from(self.policy.expiry_margin_s).saturating_mul(2);
-        let ending = self.closing()
-            || chain.close_at().is_some()
-            || now.saturating_add(margin) >= u64::from(chain.expire_at);
         let worth = cost.0.saturating_mul(self.policy.settle_factor);
-        gain > cost && (ending || gain.0 > worth || gain.0 > self.policy.max_unsettled.0 / 2)
+        let pressing = gain.0 > worth || gain.0 > self.policy.max_unsettled.0 / 2;
+        gain > cost && (pressing || self.ends_soon(now).is_some())
     }
 
     /// The channel's contract.

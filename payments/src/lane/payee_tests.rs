@@ -154,6 +154,39 @@ fn unsettled_value_is_capped_until_the_chain_has_paid() {
 }
 
 #[test]
+fn what_the_chain_has_paid_is_never_credited_again() {
+    // The vouchers up to 700 were credited and settled, and then the disk was lost.
+    let mut settled = open(1_000_000_000);
+    settled.settled = NanoTon(700);
+    let mut payee = Payee::new(params(), policy()).unwrap();
+    payee.observe(settled, NOW);
+    let refused = Refusal::NotNewer { got: NanoTon(700), newest: NanoTon(700) };
+    assert_eq!(payee.accept(&signed(700), NOW), Err(refused));
+    assert_eq!(payee.accept(&signed(750), NOW), Ok(NanoTon(50)), "only what is new");
+    // The same between a check and its commit.
+    let accepted = payee.check(&signed(800), NOW).unwrap();
+    settled.settled = NanoTon(790);
+    settled.read_at = NOW + 1;
+    payee.observe(settled, NOW + 1);
+    assert_eq!(payee.commit(accepted), NanoTon(10));
+    assert_eq!(payee.newest(), Some(&signed(800)));
+}
+
+#[test]
+fn the_nearest_end_counts() {
+    let mut payee = payee();
+    assert_eq!(payee.ends_soon(NOW), None);
+    let expiry = u64::from(params().expire_at);
+    assert_eq!(payee.ends_soon(expiry - 100), Some(expiry));
+    let mut closing = open(1_000_000_000);
+    closing.stage = Stage::Closing { at: NOW as u32 + 50 };
+    payee.observe(closing, NOW);
+    assert_eq!(payee.ends_soon(NOW), Some(NOW + 50));
+    payee.begin_closing(u32::MAX);
+    assert_eq!(payee.ends_soon(NOW), Some(NOW), "an agreement can be carried out at once");
+}
+
+#[test]
 fn settling_pays_when_it_is_worth_it_or_the_end_is_near() {
     let cost = NanoTon(1_000_000);
     let mut payee = payee();

@@ -5,7 +5,7 @@ use std::fmt;
 use ed25519_dalek::SigningKey;
 use thiserror::Error;
 
-use super::HEADROOM;
+use super::{HEADROOM, possession};
 use crate::{
     Address, NanoTon, SignedVoucher, Voucher, VoucherError, VoucherKey,
     channel::{ChannelParams, OnChain, ParamsError, RESERVE},
@@ -21,6 +21,7 @@ pub struct Payer {
     check: VoucherKey,
     cumulative: NanoTon,
     capacity: NanoTon,
+    settled: NanoTon,
     closing: bool,
 }
 
@@ -45,6 +46,7 @@ impl Payer {
             key,
             cumulative: NanoTon::ZERO,
             capacity: deposit.saturating_sub(RESERVE).saturating_sub(HEADROOM),
+            settled: NanoTon::ZERO,
             closing: false,
         })
     }
@@ -101,6 +103,8 @@ impl Payer {
     pub fn observe(&mut self, chain: &OnChain) {
         self.capacity = chain.capacity().saturating_sub(HEADROOM);
         self.closing |= chain.close_at().is_some();
+        // A channel that is over reads as one that paid nothing, and an endpoint may lag.
+        self.settled = self.settled.max(chain.settled);
         self.raise_to(chain.settled);
     }
 
@@ -112,6 +116,17 @@ impl Payer {
     /// Total promised so far.
     pub fn cumulative(&self) -> NanoTon {
         self.cumulative
+    }
+
+    /// What the chain has paid the worker, as far as this end has seen. A worker counts no voucher below it.
+    pub fn settled(&self) -> NanoTon {
+        self.settled
+    }
+
+    /// Proves to a worker that this end holds the channel's key: signs what names the session. See
+    /// [`super::verify_session`].
+    pub fn sign_session(&self, statement: &[u8]) -> [u8; 64] {
+        possession::sign(&self.key, statement)
     }
 
     /// What can still be paid.
@@ -257,6 +272,22 @@ mod tests {
             read_at: 0,
         });
         assert_eq!(payer.pay(NanoTon(1)), Err(PayError::Closing));
+    }
+
+    #[test]
+    fn what_the_chain_paid_is_remembered_and_never_falls() {
+        let read = |settled| OnChain {
+            stage: Stage::Open,
+            balance: NanoTon(1_000_000_000),
+            settled: NanoTon(settled),
+            expire_at: params().expire_at,
+            read_at: 0,
+        };
+        let mut payer = payer();
+        payer.observe(&read(700));
+        assert_eq!((payer.settled(), payer.cumulative()), (NanoTon(700), NanoTon(700)));
+        payer.observe(&read(0));
+        assert_eq!(payer.settled(), NanoTon(700));
     }
 
     #[test]

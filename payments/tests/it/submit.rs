@@ -11,7 +11,10 @@ use std::{
 
 use cocoon_payments::{
     Address, NanoTon,
-    chain::{Chain, SubmitError, Toncenter, submit},
+    chain::{
+        AccountState, BoxFuture, Chain, ChainError, ChainIdentity, GetMethodResult, Head, StackValue,
+        SubmitError, Toncenter, TransactionInfo, submit,
+    },
     local::LocalChain,
     wallet::{Outgoing, Wallet},
 };
@@ -95,6 +98,79 @@ fn transfers_of_one_wallet_queue_up() {
         seqnos
     });
     assert_eq!(seqnos, [0, 1, 2]);
+}
+
+/// An endpoint that answers every message with an error, and may pass it on all the same.
+#[derive(Debug)]
+struct Refusing {
+    api: Toncenter,
+    code: i64,
+    words: &'static str,
+    passes_on: bool,
+}
+
+impl Chain for Refusing {
+    fn identity(&self) -> BoxFuture<'_, Result<ChainIdentity, ChainError>> {
+        self.api.identity()
+    }
+
+    fn head(&self) -> BoxFuture<'_, Result<Head, ChainError>> {
+        self.api.head()
+    }
+
+    fn account<'a>(&'a self, address: &'a Address) -> BoxFuture<'a, Result<AccountState, ChainError>> {
+        self.api.account(address)
+    }
+
+    fn run_get_method<'a>(
+        &'a self,
+        address: &'a Address,
+        method: &'a str,
+        stack: &'a [StackValue],
+    ) -> BoxFuture<'a, Result<GetMethodResult, ChainError>> {
+        self.api.run_get_method(address, method, stack)
+    }
+
+    fn send<'a>(&'a self, boc: &'a [u8]) -> BoxFuture<'a, Result<[u8; 32], ChainError>> {
+        Box::pin(async move {
+            if self.passes_on {
+                let _ = self.api.send(boc).await;
+            }
+            Err(ChainError::Refused { method: "sendBoc", code: self.code, message: self.words.into() })
+        })
+    }
+
+    fn transactions<'a>(
+        &'a self,
+        address: &'a Address,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<TransactionInfo>, ChainError>> {
+        self.api.transactions(address, limit)
+    }
+}
+
+#[test]
+fn an_error_after_the_message_went_through_is_no_failure() {
+    let blocks = Blocks::start(1);
+    for (code, words) in [(502, "bad gateway"), (500, "duplicate message")] {
+        let chain = Refusing { api: blocks.api.clone(), code, words, passes_on: true };
+        wait(submit(&chain, &blocks.wallet, &[payment(TON)])).unwrap();
+    }
+    let paid = wait(blocks.api.account(&Address::base([9; 32]))).unwrap().balance;
+    assert!(paid.0 <= 2 * TON && paid.0 > 2 * TON - 1000, "each once: {paid}");
+}
+
+#[test]
+fn a_refused_transfer_fails_once_it_has_expired_and_says_what_the_chain_answered() {
+    // Chain time flies, so that the expiry is near.
+    let blocks = Blocks::start(10);
+    let api = blocks.api.clone();
+    let chain = Refusing { api, code: 406, words: "not accepted by the wallet", passes_on: false };
+    let error = wait(submit(&chain, &blocks.wallet, &[payment(TON)])).unwrap_err();
+    assert!(matches!(error, SubmitError::Refused { .. }), "{error}");
+    assert!(error.to_string().contains("406: not accepted by the wallet"), "{error}");
+    let account = wait(blocks.api.account(&blocks.wallet.address())).unwrap();
+    assert!(account.unixtime > u64::from(START) + 60, "not before it can never be included");
 }
 
 #[test]

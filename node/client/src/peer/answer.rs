@@ -16,7 +16,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -127,6 +130,10 @@ pub enum AnswerEvent {
 pub struct Answer {
     driver: Option<Box<Driver>>,
     state: State,
+    /// What the legs before the running one took.
+    closed: NanoTon,
+    /// What the running leg, or the one that ended in an error, has taken so far.
+    running: Option<Arc<AtomicU64>>,
     deadline: Pin<Box<tokio::time::Sleep>>,
     deadline_s: u64,
 }
@@ -161,8 +168,10 @@ pub(super) struct Driver {
 }
 
 impl Driver {
+    /// Money signed away, not only for what was delivered: a worker that takes a voucher and goes
+    /// must not leave the whole ceiling to the next one.
     pub(super) fn spent(&self) -> NanoTon {
-        self.legs.iter().fold(NanoTon::ZERO, |sum, leg| sum.saturating_add(leg.cost))
+        self.legs.iter().fold(NanoTon::ZERO, |sum, leg| sum.saturating_add(leg.taken()))
     }
 }
 
@@ -193,12 +202,25 @@ impl Answer {
         let deadline_s = allowed.as_secs();
         let started = tokio::time::timeout(allowed, start(driver)).await;
         let (driver, leg) = started.map_err(|_| ChatError::Deadline { seconds: deadline_s })?;
+        let leg = leg?;
         Ok(Self {
             driver: Some(driver),
-            state: State::Streaming(Box::new(Streaming::new(leg?))),
+            closed: NanoTon::ZERO,
+            running: Some(leg.handle.spent()),
+            state: State::Streaming(Box::new(Streaming::new(leg))),
             deadline: Box::pin(tokio::time::sleep_until(deadline.into())),
             deadline_s,
         })
+    }
+
+    /// Everything signed away for this answer so far: what its finished legs took and what the
+    /// running one has been paid. It stays valid after an error and after the end; then it is the
+    /// receipt's total and every leg's [`Leg::unused`]. Cheap; for accounts that must also see
+    /// answers that were dropped.
+    #[must_use]
+    pub fn spent(&self) -> NanoTon {
+        let running = self.running.as_ref().map_or(0, |leg| leg.load(Ordering::Relaxed));
+        self.closed.saturating_add(NanoTon(running))
     }
 
     fn fail(&mut self, error: ChatError) -> Poll<Option<Result<AnswerEvent, ChatError>>> {
@@ -239,6 +261,8 @@ impl Answer {
                 streaming.record(driver, true);
                 let prompt_tokens = *driver.prompt_tokens.get_or_insert(usage.prompt_tokens);
                 driver.legs.push(streaming.signed(*receipt));
+                // What it was paid beyond its cost stays in the session's pool, for the next request.
+                (self.closed, self.running) = (driver.spent(), None);
                 let usage = Usage {
                     prompt_tokens,
                     completion_tokens: u32::try_from(driver.request.prefix.len()).unwrap_or(u32::MAX),
@@ -276,13 +300,17 @@ impl Answer {
     ) -> Poll<Option<Result<AnswerEvent, ChatError>>> {
         let Some(mut driver) = self.driver.take() else { return self.fail(ChatError::Closed) };
         let from = streaming.leg.start.worker.clone();
+        // The session's task may have ended without a bill, but it counted what it signed.
+        let counted = self.running.as_ref().map_or(0, |leg| leg.load(Ordering::Relaxed));
+        let bill = Bill { paid: bill.paid.max(NanoTon(counted)), ..bill };
         tracing::info!(worker = %from, %why, delivered = streaming.delivered, "failing over");
         driver.prompt_tokens = driver.prompt_tokens.or(Some(bill.input_tokens).filter(|n| *n > 0));
         driver.tried.insert(streaming.leg.worker.clone());
         driver.failed.push(FailedLeg { worker: from.clone(), why: why.clone() });
-        if bill.cost > NanoTon::ZERO || streaming.delivered > 0 {
+        if bill.taken() > NanoTon::ZERO || streaming.delivered > 0 {
             driver.legs.push(streaming.unsigned(bill, why.clone()));
         }
+        (self.closed, self.running) = (driver.spent(), None);
         // The failed leg is dropped here, which cancels whatever is left of it.
         drop(streaming);
         self.state = State::Starting(Box::pin(start(driver)));
@@ -316,7 +344,10 @@ impl Stream for Answer {
                     };
                     this.driver = Some(driver);
                     match started {
-                        Ok(leg) => this.state = State::Streaming(Box::new(Streaming::new(leg))),
+                        Ok(leg) => {
+                            this.running = Some(leg.handle.spent());
+                            this.state = State::Streaming(Box::new(Streaming::new(leg)));
+                        }
                         Err(error) => return this.fail(error),
                     }
                 }
@@ -352,7 +383,13 @@ impl Streaming {
             cost: receipt.receipt.cost,
             paid: receipt.receipt.paid,
         };
-        Leg { signed: Some(receipt), is_signed: true, failed: None, ..self.unsigned(bill, String::new()) }
+        Leg {
+            signed: Some(receipt),
+            is_signed: true,
+            unused: NanoTon::ZERO,
+            failed: None,
+            ..self.unsigned(bill, String::new())
+        }
     }
 
     fn unsigned(&self, bill: Bill, why: String) -> Leg {
@@ -365,6 +402,7 @@ impl Streaming {
             input_tokens: bill.input_tokens,
             output_tokens: bill.output_tokens,
             cost: bill.cost,
+            unused: bill.taken().saturating_sub(bill.cost),
             channel: start.channel.clone(),
             signed: None,
             is_signed: false,

@@ -23,7 +23,10 @@ use ed25519_dalek::SigningKey;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::link::Link;
+use super::{
+    link::Link,
+    sight::{Read, Sight},
+};
 
 /// Where a channel is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,12 +98,10 @@ pub(crate) struct Channel {
     pub(crate) connecting: tokio::sync::Mutex<()>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct State {
-    chain: Option<OnChain>,
-    closing: bool,
+    sight: Sight,
     /// Milliseconds of the peer's clock.
-    read_at: u64,
     connect_after: u64,
 }
 
@@ -120,7 +121,7 @@ impl Channel {
             address: payer.address(),
             global_id,
             key,
-            state: Mutex::default(),
+            state: Mutex::new(State { sight: Sight::new(&params), connect_after: 0 }),
             paid: Arc::new(AtomicU64::new(paid.0)),
             persisted: AtomicU64::new(paid.0),
             link: Mutex::default(),
@@ -135,7 +136,7 @@ impl Channel {
     /// The paying end for a new session, as far as we know it.
     pub(crate) fn payer(&self) -> Result<Payer, PayerError> {
         let mut payer = Payer::new(self.params, self.global_id, self.key.clone(), NanoTon::ZERO)?;
-        if let Some(chain) = self.state().chain {
+        if let Some(chain) = self.chain() {
             payer.observe(&chain);
         }
         payer.raise_to(self.paid());
@@ -162,38 +163,61 @@ impl Channel {
         (self.persisted.swap(paid, Ordering::Relaxed) != paid).then_some(NanoTon(paid))
     }
 
-    /// The chain was read.
-    pub(crate) fn observe(&self, chain: OnChain, now_ms: u64) {
-        {
-            let mut state = self.state();
-            state.chain = Some(chain);
-            state.read_at = now_ms;
-            state.closing |= chain.close_at().is_some();
+    /// The chain was read; what that changed.
+    pub(crate) fn observe(&self, chain: OnChain, now_ms: u64, now_unix: u64) -> Read {
+        let read = self.state().sight.observe(chain, now_ms, now_unix);
+        if !matches!(read, Read::Stale | Read::Impossible) {
+            self.paid.fetch_max(chain.settled.0, Ordering::Relaxed);
+            if let Some(link) = self.link() {
+                link.observe(chain);
+            }
         }
-        self.paid.fetch_max(chain.settled.0, Ordering::Relaxed);
-        if let Some(link) = self.link() {
-            link.observe(chain);
-        }
+        read
     }
 
     pub(crate) fn chain(&self) -> Option<OnChain> {
-        self.state().chain
+        self.state().sight.chain()
     }
 
-    /// When the chain was last asked.
+    /// When the chain was last asked, in milliseconds of the peer's clock.
     pub(crate) fn read_at(&self) -> u64 {
-        self.state().read_at
+        self.state().sight.asked_at()
+    }
+
+    /// Whether the next read is likely to differ from the last: look often.
+    pub(crate) fn is_changing(&self, now_ms: u64) -> bool {
+        self.state().sight.is_changing(now_ms)
     }
 
     /// The asker wants its deposit back: no new session.
     pub(crate) fn begin_closing(&self) {
-        self.state().closing = true;
+        self.state().sight.begin_closing();
+    }
+
+    /// It was open in an earlier life of the peer.
+    pub(crate) fn was_open(&self) {
+        self.state().sight.was_open();
+    }
+
+    /// A top-up was sent when the contract could pay `capacity` in total.
+    pub(crate) fn expect_top_up(&self, capacity: NanoTon, now_ms: u64) {
+        self.state().sight.expect_top_up(capacity, now_ms);
+    }
+
+    /// Whether a top-up is on its way.
+    pub(crate) fn awaits_top_up(&self, now_ms: u64) -> bool {
+        self.state().sight.awaits_top_up(now_ms)
+    }
+
+    /// What the contract can pay in total, as the chain last said.
+    pub(crate) fn capacity(&self) -> NanoTon {
+        self.chain().map_or(NanoTon::ZERO, |chain| chain.capacity())
     }
 
     pub(crate) fn status(&self) -> ChannelStatus {
-        let state = self.state();
-        match state.chain {
-            _ if state.closing => ChannelStatus::Closing,
+        let sight = self.state().sight;
+        match sight.chain() {
+            _ if sight.closing() => ChannelStatus::Closing,
             Some(chain) if chain.stage == Stage::Open => ChannelStatus::Open,
             _ => ChannelStatus::Opening,
         }
@@ -241,7 +265,7 @@ impl Channel {
         ChannelView {
             address: self.address,
             worker: self.worker.to_string(),
-            deposit: chain.map_or(NanoTon::ZERO, |chain| chain.capacity()),
+            deposit: self.capacity(),
             paid: self.paid(),
             settled: chain.map_or(NanoTon::ZERO, |chain| chain.settled),
             status: self.status(),

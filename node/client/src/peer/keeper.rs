@@ -24,16 +24,18 @@ use tokio::sync::watch;
 use super::{
     Inner,
     book::{Channel, ChannelStatus, Funding},
-    legs, unix_now,
+    legs,
+    sight::Read,
+    unix_now,
 };
 
 /// The pulse when nothing happens.
 const PULSE: Duration = Duration::from_secs(1);
-/// The pulse while a channel waits for its confirmation.
+/// The pulse while a channel waits for something on the chain: its opening, a top-up, its end.
 const PULSE_OPENING: Duration = Duration::from_millis(250);
 /// Several ads often come together: look once.
 const SETTLE: Duration = Duration::from_millis(30);
-/// A channel that is being opened is looked at this often.
+/// A channel that waits for something on the chain is looked at this often.
 const POLL_OPENING_MS: u64 = 200;
 /// An open channel is looked at this often: deposits change rarely, and by our own doing.
 const POLL_OPEN_MS: u64 = 15_000;
@@ -56,8 +58,9 @@ pub(super) async fn run(peer: Weak<Inner>, mut stop: watch::Receiver<bool>) {
         let pulse = {
             let Some(peer) = peer.upgrade() else { return };
             peer.keep().await;
-            let opening = |channel: &Arc<Channel>| channel.status() == ChannelStatus::Opening;
-            if peer.book.all().iter().any(opening) { PULSE_OPENING } else { PULSE }
+            let now = peer.now_ms();
+            let changing = peer.book.all().iter().any(|channel| channel.is_changing(now));
+            if changing { PULSE_OPENING } else { PULSE }
         };
         tokio::select! {
             () = stopped(&mut stop) => return,
@@ -98,9 +101,8 @@ impl Inner {
     async fn read_channels(&self) {
         let now = self.now_ms();
         for channel in self.book.all() {
-            let opening = channel.status() == ChannelStatus::Opening;
-            let every = if opening { POLL_OPENING_MS } else { POLL_OPEN_MS };
-            if channel.chain().is_none() || channel.read_at() + every <= now {
+            let every = if channel.is_changing(now) { POLL_OPENING_MS } else { POLL_OPEN_MS };
+            if channel.read_at() == 0 || channel.read_at() + every <= now {
                 self.read_channel(&channel).await;
             }
         }
@@ -114,17 +116,36 @@ impl Inner {
         };
         match state {
             Ok(state) => {
-                channel.observe(state, self.now_ms());
-                let over = before != ChannelStatus::Opening || unix_now() > u64::from(channel.params.open_by);
-                if state.stage == Stage::Absent && over && !self.is_funding() {
-                    tracing::info!(channel = %channel.address, "channel is over");
-                    self.forget(channel);
-                } else if before != channel.status() {
+                let read = channel.observe(state, self.now_ms(), unix_now());
+                match read {
+                    // A transfer that is under way has the first word; the next read says it again.
+                    Read::Over if !self.is_funding() => {
+                        tracing::info!(channel = %channel.address, "channel is over");
+                        self.forget(channel);
+                        return;
+                    }
+                    Read::Impossible => {
+                        let stage = state.stage;
+                        tracing::warn!(channel = %channel.address, ?stage, "the chain endpoint lags or lies");
+                    }
+                    Read::Opened => self.note_opened(channel),
+                    Read::Over | Read::Stale | Read::Taken => {}
+                }
+                if before != channel.status() {
                     tracing::info!(channel = %channel.address, status = ?channel.status(), "channel");
                     self.book.touch();
                 }
             }
             Err(error) => tracing::warn!(channel = %channel.address, %error, "channel cannot be read"),
+        }
+    }
+
+    fn note_opened(&self, channel: &Channel) {
+        // A channel that is being closed keeps that status on disk.
+        if channel.status() == ChannelStatus::Open
+            && let Err(error) = self.vault.opened(&channel.address)
+        {
+            tracing::warn!(channel = %channel.address, %error, "cannot write the channel's state");
         }
     }
 
@@ -151,27 +172,36 @@ impl Inner {
         if self.is_funding() || self.now_ms() < self.fund_after() {
             return;
         }
-        let now = unix_now();
+        let (now, now_ms) = (unix_now(), self.now_ms());
         let mut jobs = Vec::new();
-        let mut good = 0;
+        let (mut good, mut held) = (0, 0);
         for channel in self.book.all() {
-            match channel.status() {
+            let status = channel.status();
+            held += usize::from(status != ChannelStatus::Closing);
+            match status {
                 ChannelStatus::Opening => good += 1,
                 ChannelStatus::Open if self.offers(&channel.worker) => {
                     good += 1;
                     let low = NanoTon(self.deposit.0 / 4);
-                    if channel.available() < low || !channel.is_usable(NanoTon(1), now) {
-                        jobs.push(Job::TopUp(channel));
+                    let dry = channel.available() < low || !channel.is_usable(NanoTon(1), now);
+                    if dry && !channel.awaits_top_up(now_ms) {
+                        let capacity = channel.capacity();
+                        jobs.push(Job::TopUp { channel, capacity });
                     }
                 }
                 _ => {}
             }
         }
-        let missing = self.target.saturating_sub(good);
         let wanted = self.take_wanted();
-        let extra = wanted.is_some() && good < self.target + EXTRA;
-        if missing > 0 || extra {
-            for (ad, close_delay_s) in self.prospects(missing.max(usize::from(extra)), wanted).await {
+        let openings = openings(self.target, good, held, wanted.is_some());
+        if openings == 0 && wanted.is_some() && good == 0 && self.target > 0 {
+            // Said at once: the request would only wait for what cannot come.
+            self.book.set_funding(Funding::Failed(format!(
+                "the deposits of {held} channels are with workers that are offline; close one of them"
+            )));
+        }
+        if openings > 0 {
+            for (ad, close_delay_s) in self.prospects(openings, wanted).await {
                 match self.new_channel(&ad, close_delay_s) {
                     Ok(channel) => jobs.push(Job::Open(self.book.insert(channel))),
                     Err(error) => {
@@ -292,6 +322,11 @@ impl Inner {
             }
         }
         for job in &jobs {
+            if let Job::TopUp { channel, capacity } = job
+                && matches!(outcome, Ok(()) | Err(SubmitError::Unknown { .. }))
+            {
+                channel.expect_top_up(*capacity, self.now_ms());
+            }
             self.read_channel(job.channel()).await;
         }
         self.set_funding(false);
@@ -388,17 +423,29 @@ impl Inner {
     }
 }
 
+/// How many channels to open: up to `target` good ones, and one more for a request that found none.
+/// Channels with workers that are not offered now are not good, but they are `held`: their
+/// deposits are locked too, so together there are never more than [`EXTRA`] beyond the target.
+fn openings(target: usize, good: usize, held: usize, wanted: bool) -> usize {
+    let room = (target + EXTRA).saturating_sub(held);
+    target.saturating_sub(good).max(usize::from(wanted)).min(room)
+}
+
 /// One message of a funding transfer.
 #[derive(Debug)]
 enum Job {
     Open(Arc<Channel>),
-    TopUp(Arc<Channel>),
+    TopUp {
+        channel: Arc<Channel>,
+        /// What the contract could pay in total before.
+        capacity: NanoTon,
+    },
 }
 
 impl Job {
     fn channel(&self) -> &Channel {
         match self {
-            Self::Open(channel) | Self::TopUp(channel) => channel,
+            Self::Open(channel) | Self::TopUp { channel, .. } => channel,
         }
     }
 
@@ -408,11 +455,28 @@ impl Job {
                 let message = Outgoing::call(channel.address, deposit, channel::open()?);
                 Ok(message.with_state_init(channel.params.state_init()?))
             }
-            Self::TopUp(channel) => {
+            Self::TopUp { channel, .. } => {
                 let expire_at = unix_now() + LIFETIME_S + 2 * u64::from(channel.params.close_delay_s);
                 let expire_at = u32::try_from(expire_at).unwrap_or(u32::MAX);
                 Ok(Outgoing::call(channel.address, deposit, channel::top_up(expire_at)?))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deposits_with_workers_that_left_are_bounded() {
+        assert_eq!(openings(2, 0, 0, false), 2);
+        assert_eq!(openings(2, 2, 2, false), 0);
+        assert_eq!(openings(2, 2, 2, true), 1, "a request may ask for one more");
+        assert_eq!(openings(2, 0, 2, false), 2, "both workers left: two others serve");
+        assert_eq!(openings(2, 0, 5, false), 1);
+        // However often the directory comes back with others.
+        assert_eq!(openings(2, 0, 2 + EXTRA, true), 0);
+        assert_eq!(openings(2, 0, 100, true), 0);
     }
 }

@@ -77,6 +77,7 @@ pub(crate) struct Lost {
 pub(crate) struct LegHandle {
     pub(crate) events: mpsc::Receiver<LegEvent>,
     lost: Arc<OnceLock<Lost>>,
+    spent: Arc<AtomicU64>,
     wake: Arc<Notify>,
     done: bool,
 }
@@ -85,6 +86,11 @@ impl LegHandle {
     /// The stream has ended by itself.
     pub(crate) fn done(&mut self) {
         self.done = true;
+    }
+
+    /// What the stream has taken so far, kept current by the session's task.
+    pub(crate) fn spent(&self) -> Arc<AtomicU64> {
+        self.spent.clone()
     }
 
     /// Why the events stopped.
@@ -115,6 +121,8 @@ enum Command {
 struct Sink {
     events: mpsc::Sender<LegEvent>,
     lost: Arc<OnceLock<Lost>>,
+    /// [`Bill::taken`], as of now.
+    spent: Arc<AtomicU64>,
     backlog: VecDeque<LegEvent>,
     paused: bool,
 }
@@ -215,10 +223,17 @@ impl Link {
         }
         let (sender, events) = mpsc::channel(EVENTS);
         let lost = Arc::new(OnceLock::new());
-        let sink = Sink { events: sender, lost: lost.clone(), backlog: VecDeque::new(), paused: false };
+        let spent = Arc::new(AtomicU64::new(0));
+        let sink = Sink {
+            events: sender,
+            lost: lost.clone(),
+            spent: spent.clone(),
+            backlog: VecDeque::new(),
+            paused: false,
+        };
         self.commands.try_send(Command::Ask { ask: Box::new(ask), sink }).ok()?;
         self.streams.fetch_add(1, Ordering::Relaxed);
-        Some(LegHandle { events, lost, wake: self.wake.clone(), done: false })
+        Some(LegHandle { events, lost, spent, wake: self.wake.clone(), done: false })
     }
 
     /// The channel's account was read again.
@@ -330,20 +345,25 @@ impl Task {
 
     /// Lets the machine pay and send, and hands out what it has.
     fn act(&mut self) -> Result<(), SessionError> {
-        let before = self.machine.payer().cumulative();
         let now = self.now();
-        self.machine.transmit(&mut self.out, now)?;
+        let made = self.machine.transmit(&mut self.out, now);
+        // Before anything that may fail: what was signed counts, sent or not.
+        self.paid.fetch_max(self.machine.payer().cumulative().0, Ordering::Relaxed);
+        made?;
         for transmit in self.out.drain(..) {
             let queued = match transmit {
                 Transmit::Record(record) => self.writer.queue(&[&[outer::NOISE], &record]),
-                Transmit::Voucher(voucher) => self.writer.queue(&[&ToHost::Voucher(voucher).encode()?]),
+                Transmit::Voucher(voucher) => {
+                    for (stream, _) in &voucher.allocations {
+                        if let Some(sink) = self.legs.get(stream) {
+                            sink.count(&self.machine.bill(*stream));
+                        }
+                    }
+                    self.writer.queue(&[&ToHost::Voucher(voucher).encode()?])
+                }
             };
             queued.map_err(|error| lost(&error))?;
             self.dirty = true;
-        }
-        let after = self.machine.payer().cumulative();
-        if after != before {
-            self.paid.fetch_max(after.0, Ordering::Relaxed);
         }
         while let Some(event) = self.machine.event() {
             self.dispatch(event);
@@ -367,28 +387,36 @@ impl Task {
             Event::Failed { stream, why, bill } => (stream, LegEvent::Failed { why, bill }),
         };
         let last = !matches!(event, LegEvent::Tokens(_));
+        let now = self.now();
         let Some(sink) = self.legs.get_mut(&stream) else { return };
+        match &event {
+            // What it draws from the session's pool was signed for earlier streams.
+            LegEvent::Tokens(_) => sink.count(&self.machine.bill(stream)),
+            LegEvent::Failed { bill, .. } => sink.count(bill),
+            LegEvent::Finished { .. } => {}
+        }
         let kept = sink.deliver(event);
         if !kept {
             self.forget(stream);
-            self.machine.cancel(stream, self.now());
+            self.machine.cancel(stream, now);
         } else if last && sink.backlog.is_empty() {
             self.forget(stream);
         } else if !sink.paused && sink.waiting() > MAX_BACKLOG {
             sink.paused = true;
-            self.machine.pause(stream, true);
+            self.machine.pause(stream, true, now);
         }
     }
 
     fn retry_slow(&mut self) {
         let slow: Vec<u32> =
             self.legs.iter().filter(|(_, sink)| !sink.backlog.is_empty()).map(|(&id, _)| id).collect();
+        let now = self.now();
         for stream in slow {
             let Some(sink) = self.legs.get_mut(&stream) else { continue };
             let ended = sink.flush();
             if sink.paused && sink.backlog.is_empty() {
                 sink.paused = false;
-                self.machine.pause(stream, false);
+                self.machine.pause(stream, false, now);
             }
             if ended {
                 self.forget(stream);
@@ -417,9 +445,15 @@ impl Task {
         if let Some(ready) = self.ready.take() {
             let _ = ready.send(Err(why.clone()));
         }
+        // What came before the fault was charged: tokens that were lost here would be generated
+        // and paid again, and an answer that is complete would be asked for once more.
+        while let Some(event) = self.machine.event() {
+            self.dispatch(event);
+        }
         let bills: BTreeMap<u32, Bill> = self.machine.close().into_iter().collect();
         for (stream, sink) in std::mem::take(&mut self.legs) {
             let bill = bills.get(&stream).copied().unwrap_or_default();
+            sink.count(&bill);
             let _ = sink.lost.set(Lost { why: why.clone(), bill });
             // Whatever did not fit is delivered by a task of its own: the reader may be slow.
             if !sink.backlog.is_empty() {
@@ -441,6 +475,10 @@ impl Task {
 }
 
 impl Sink {
+    fn count(&self, bill: &Bill) {
+        self.spent.fetch_max(bill.taken().0, Ordering::Relaxed);
+    }
+
     /// Tokens queued. The backlog merges them, so it has two entries at most.
     fn waiting(&self) -> usize {
         let tokens = |event: &LegEvent| match event {

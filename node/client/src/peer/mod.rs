@@ -7,6 +7,7 @@
 //! | [`answer`] | the stream of one answer, over as many workers as it takes |
 //! | [`link`] | the task that runs one session |
 //! | [`book`], [`vault`] | channels in memory and on disk |
+//! | [`sight`] | what is believed of a channel's account, and when it may be forgotten |
 //! | [`evidence`] | verdicts on workers' evidence |
 
 mod answer;
@@ -18,6 +19,7 @@ mod keeper;
 mod legs;
 mod link;
 mod receipt;
+mod sight;
 mod vault;
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ pub struct Receipt {
     pub legs: Vec<Leg>,
     /// Digest of the model, hexadecimal.
     pub model: String,
-    /// Sum of the legs' costs.
+    /// Sum of the legs' costs. What failed legs took beyond that is in [`Leg::unused`].
     pub total: NanoTon,
 }
 
@@ -32,6 +32,9 @@ pub struct Leg {
     pub output_tokens: u32,
     /// What both cost.
     pub cost: NanoTon,
+    /// Signed away for this leg beyond its cost when it failed. The worker may redeem it without
+    /// having served it, so it counts against the request's ceiling; no part of `cost`.
+    pub unused: NanoTon,
     /// The channel that paid.
     pub channel: String,
     /// The enclave's receipt. A worker that died left none: then the counts are our own.
@@ -46,5 +49,12 @@ impl Receipt {
     pub(super) fn new(model: &[u8; 32], legs: Vec<Leg>) -> Self {
         let total = legs.iter().fold(NanoTon::ZERO, |sum, leg| sum.saturating_add(leg.cost));
         Self { legs, model: hex::encode(model), total }
+    }
+}
+
+impl Leg {
+    /// Everything that this leg took.
+    pub(super) fn taken(&self) -> NanoTon {
+        self.cost.saturating_add(self.unused)
     }
 }

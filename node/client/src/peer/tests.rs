@@ -19,7 +19,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     genesis::{ChainSection, GenesisFile, ModelSection, Params, RegistrySection, TrustSection},
-    session::testkit::{CONFIG, IMAGE, MODEL},
+    session::testkit::{CONFIG, IMAGE, MODEL, TARIFF},
 };
 use chain::TestChain;
 use worker::{Manner, TestWorker};
@@ -183,6 +183,130 @@ async fn another_worker_continues_the_answer_exactly() {
         return;
     }
     panic!("the dying worker was never chosen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_before_a_goodbye_is_neither_lost_nor_paid_again() {
+    let town = Town::new(10_000_000_000, &[Manner::Honest, Manner::LeavesAt(10)]).await;
+    let peer = town.ready(2).await;
+    for _ in 0..32 {
+        let (ids, failovers, receipt) = read(within(peer.chat(question(40))).await.unwrap()).await.unwrap();
+        assert_eq!(ids, (0..40).collect::<Vec<_>>());
+        if failovers == 0 {
+            continue;
+        }
+        let [first, second] = receipt.legs.as_slice() else { panic!("{receipt:?}") };
+        assert_eq!((first.output_tokens, second.output_tokens), (10, 30));
+        assert_eq!(second.input_tokens, 5 + 10, "the prefix holds all that was charged");
+        return;
+    }
+    panic!("the leaving worker was never chosen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_complete_does_not_fail_over() {
+    let town = Town::new(10_000_000_000, &[Manner::LeavesAt(5)]).await;
+    let peer = town.ready(1).await;
+    let (ids, failovers, receipt) = read(within(peer.chat(question(5))).await.unwrap()).await.unwrap();
+    assert_eq!((ids.len(), failovers), (5, 0));
+    assert!(receipt.legs[0].is_signed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn money_taken_for_nothing_is_shown_and_counts() {
+    let town = Town::new(10_000_000_000, &[Manner::Honest, Manner::Thief]).await;
+    let peer = town.ready(2).await;
+    for _ in 0..32 {
+        let mut answer = within(peer.chat(question(20))).await.unwrap();
+        let mut end = None;
+        while let Some(event) = within(answer.next()).await {
+            if let AnswerEvent::Finished { receipt, .. } = event.unwrap() {
+                end = Some(receipt);
+            }
+        }
+        let receipt = end.unwrap();
+        let last = receipt.legs.last().unwrap();
+        assert_eq!((last.is_signed, last.unused), (true, NanoTon::ZERO));
+        if let [thief, honest] = receipt.legs.as_slice() {
+            assert_eq!(thief.worker, town.workers[1].peer);
+            assert_eq!((thief.cost, thief.is_signed), (NanoTon::ZERO, false));
+            assert!(thief.unused >= TARIFF.step(), "{thief:?}");
+            assert_eq!(receipt.total, honest.cost, "the total is what was delivered");
+            assert_eq!(answer.spent(), NanoTon(receipt.total.0 + thief.unused.0));
+            return;
+        }
+        assert_eq!(answer.spent(), receipt.total);
+    }
+    panic!("the thief was never chosen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thief_leaves_no_whole_ceiling_to_the_next() {
+    let town = Town::new(10_000_000_000, &[Manner::Honest, Manner::Thief]).await;
+    let peer = town.ready(2).await;
+    for _ in 0..32 {
+        // A step of 8 is gone with the thief; what is left does not pay for the input of 5.
+        let bounded = ChatRequest { max_cost: Some(NanoTon(12)), ..question(20) };
+        let mut answer = within(peer.chat(bounded)).await.unwrap();
+        let mut error = None;
+        while let Some(event) = within(answer.next()).await {
+            error = event.err();
+        }
+        let Some(error) = error else { continue };
+        assert!(matches!(error, ChatError::CostCeiling { max_cost: NanoTon(12), .. }), "{error}");
+        let spent = answer.spent();
+        assert!(spent >= TARIFF.step() && spent <= TARIFF.quantum, "valid after an error: {spent}");
+        return;
+    }
+    panic!("the thief was never chosen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_loses_a_channel_does_not_cost_its_deposit() {
+    let town = Town::new(10_000_000_000, &[Manner::Honest]).await;
+    let peer = town.ready(1).await;
+    let transfers = town.chain.transfers();
+    town.chain.hide(true);
+    let channel = peer.inner.book.all().remove(0);
+    for _ in 0..3 {
+        peer.inner.read_channel(&channel).await;
+    }
+    assert_eq!(channel.status(), ChannelStatus::Open);
+    within(peer.close()).await;
+    drop((channel, peer));
+
+    // Nor does it after a restart, when nothing but the disk says that it was open.
+    let again = town.peer().await;
+    let channel = again.inner.book.all().remove(0);
+    for _ in 0..3 {
+        again.inner.read_channel(&channel).await;
+    }
+    assert_eq!(again.channels().len(), 1);
+    town.chain.hide(false);
+    again.inner.read_channel(&channel).await;
+    assert_eq!(channel.status(), ChannelStatus::Open);
+    assert_eq!(town.chain.transfers(), transfers);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_top_up_that_is_on_its_way_is_not_sent_again() {
+    let town = Town::new(100_000_000_000, &[Manner::Honest]).await;
+    let mut config = town.config();
+    // The chain of these tests shows 1 TON on every channel, whatever is sent: no top-up ever lands.
+    config.deposit = NanoTon(5_000_000_000);
+    let peer = LightPeer::start_on(config, town.chain.clone()).await.unwrap();
+    within(async {
+        while town.chain.transfers() < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    // Several rounds of the keeper, and far less time than a top-up may take.
+    for _ in 0..15 {
+        peer.inner.kick.notify_one();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(town.chain.transfers(), 2, "one to open, one to top up");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,8 +33,10 @@ impl Vault {
             let key = SigningKey::from_bytes(&stored.key_seed);
             match Channel::new(PeerKey(stored.peer), stored.params, global_id, key, stored.cumulative) {
                 Ok(channel) => {
-                    if stored.status == PayerStatus::Closing {
-                        channel.begin_closing();
+                    match stored.status {
+                        PayerStatus::Closing => channel.begin_closing(),
+                        PayerStatus::Open => channel.was_open(),
+                        PayerStatus::Created | PayerStatus::Closed => {}
                     }
                     channels.push(channel);
                 }
@@ -59,6 +61,11 @@ impl Vault {
     /// Notes what was promised in total.
     pub(super) fn paid(&self, channel: &Address, paid: NanoTon) -> Result<(), StoreError> {
         self.store.raise(channel, paid)
+    }
+
+    /// The chain showed it open: from now on it is not forgotten for not being found.
+    pub(super) fn opened(&self, channel: &Address) -> Result<(), StoreError> {
+        self.store.set_status(channel, PayerStatus::Open)
     }
 
     /// Notes that the deposit was asked back.

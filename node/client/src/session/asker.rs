@@ -52,6 +52,8 @@ struct Stream {
     heard_at: u64,
     /// Nobody listens any more; the final count is awaited for the books.
     cancelled: bool,
+    /// Its reader is behind, so nothing more is paid: the worker's silence is our own doing.
+    paused: bool,
 }
 
 /// An open session. See the module page.
@@ -120,11 +122,15 @@ impl Asker {
         live.map(|(&id, _)| (id, self.meter.bill(id))).collect()
     }
 
-    /// Stops paying for a stream whose reader is behind, and resumes.
-    pub fn pause(&mut self, stream: u32, paused: bool) {
-        if self.streams.get(&stream).is_some_and(|state| !state.cancelled) {
-            self.meter.pause(stream, paused);
+    /// Stops paying for a stream whose reader is behind, and resumes. A worker that is not paid
+    /// says nothing, so its silence counts again from when payment resumes.
+    pub fn pause(&mut self, stream: u32, paused: bool, now_ms: u64) {
+        let Some(state) = self.streams.get_mut(&stream).filter(|state| !state.cancelled) else { return };
+        if state.paused && !paused {
+            state.heard_at = now_ms;
         }
+        state.paused = paused;
+        self.meter.pause(stream, paused);
     }
 
     /// What an open stream has come to by our own count.
@@ -139,7 +145,7 @@ impl Asker {
         let stream = self.next_stream;
         self.next_stream = self.next_stream.saturating_add(1);
         let next = u32::try_from(ask.request.prefix.len()).unwrap_or(u32::MAX);
-        let state = Stream { next, input_tokens: None, heard_at: now_ms, cancelled: false };
+        let state = Stream { next, input_tokens: None, heard_at: now_ms, cancelled: false, paused: false };
         self.streams.insert(stream, state);
         if self.is_ready() {
             self.send(stream, ask);
@@ -193,6 +199,7 @@ impl Asker {
         let silent: Vec<(u32, u64)> = self
             .streams
             .iter()
+            .filter(|(_, state)| state.cancelled || !state.paused)
             .filter_map(|(&id, state)| {
                 let limit = match self.meter.released(id) {
                     0 => patience.first_token_ms,

@@ -82,6 +82,15 @@ pub struct Bill {
     pub paid: NanoTon,
 }
 
+impl Bill {
+    /// What is gone if nothing comes back: what was served, or what was signed for it if that is
+    /// more. A worker that takes a voucher and leaves has served nothing.
+    #[must_use]
+    pub fn taken(&self) -> NanoTon {
+        self.cost.max(self.paid)
+    }
+}
+
 /// Why the meter refuses an event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MeterError {

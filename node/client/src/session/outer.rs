@@ -11,15 +11,19 @@
 //! | 2 | Noise record | Noise record |
 //! | 3 | `Voucher` | `Refused` |
 //! | 4 | `Bye` | `Bye` |
+//!
+//! `Open` ends with a proof that its sender holds the channel's key ([`Open::statement`]): everything else in
+//! it is public, and a host gives a channel's session to whoever opens it.
 
 use std::fmt;
 
 use bincode::{Decode, Encode};
 use bytes::Bytes;
-use cocoon_payments::SignedVoucher;
 /// Streams one voucher may credit.
 pub use cocoon_payments::lane::MAX_ALLOCATIONS;
+use cocoon_payments::{Address, SignedVoucher};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use crate::codec::{self, CodecError};
 
@@ -36,6 +40,8 @@ pub const MAX_MESSAGE: usize = 1024;
 pub const HEADER: usize = 5;
 
 const VERSION: u8 = 1;
+/// `Open` has one of its own, so that an older side can still read why it was refused. 2 added the proof.
+const OPEN_VERSION: u8 = 2;
 const OPEN: u8 = 1;
 /// Type byte of a frame whose payload is a Noise record.
 pub const NOISE: u8 = 2;
@@ -57,6 +63,32 @@ pub struct Open {
     pub noise: Vec<u8>,
     /// Encoded channel parameters: the worker recomputes the channel's address from them.
     pub channel: Vec<u8>,
+    /// The channel key's signature over [`Open::statement`], by [`cocoon_payments::lane::Payer::sign_session`].
+    pub proof: [u8; 64],
+}
+
+impl Open {
+    /// What the proof is made over: who talks to whom, under which evidence, in which handshake, on which
+    /// channel. A proof taken from one session therefore opens no other, at no other worker; the same session
+    /// opened once more is told by its handshake message, whose key the asker makes anew each time.
+    ///
+    /// `network ‖ length of the worker's id (2 bytes) ‖ id ‖ evidence ‖ SHA-256(noise) ‖ channel`, behind the
+    /// label that [`cocoon_payments::lane::SESSION_LABEL`] puts in front.
+    #[must_use]
+    pub fn statement(&self, worker: &[u8], channel: &Address) -> Vec<u8> {
+        // A peer id has 38 bytes; no length that is cut here belongs to one.
+        let length = u16::try_from(worker.len()).unwrap_or(u16::MAX).to_be_bytes();
+        let (handshake, channel) = (self.handshake(), channel.to_bytes());
+        let parts: [&[u8]; 6] =
+            [&self.network_id, &length, worker, &self.evidence_digest, &handshake, &channel];
+        parts.concat()
+    }
+
+    /// Names the handshake: the hash of its first message, which no honest asker sends twice.
+    #[must_use]
+    pub fn handshake(&self) -> [u8; 32] {
+        Sha256::digest(&self.noise).into()
+    }
 }
 
 /// A voucher and how its increase is divided.
@@ -142,6 +174,8 @@ pub enum RefusalCode {
     EnclaveDown,
     /// A fault of the worker itself.
     Internal,
+    /// The session's proof is not the channel key's, or was used before.
+    ChannelProof,
 }
 
 impl fmt::Display for RefusalCode {
@@ -166,6 +200,7 @@ impl fmt::Display for RefusalCode {
             Self::VoucherAllocation => "voucher-allocation",
             Self::EnclaveDown => "enclave-down",
             Self::Internal => "internal",
+            Self::ChannelProof => "channel-proof",
         })
     }
 }
@@ -223,9 +258,9 @@ impl ToHost {
 
     fn body_into(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         match self {
-            Self::Open(open) => message(out, OPEN, "open", open),
+            Self::Open(open) => message(out, OPEN, OPEN_VERSION, "open", open),
             Self::Noise(record) => raw(out, record),
-            Self::Voucher(voucher) => message(out, VOUCHER, "voucher", voucher),
+            Self::Voucher(voucher) => message(out, VOUCHER, VERSION, "voucher", voucher),
             Self::Bye => {
                 out.push(BYE);
                 Ok(())
@@ -237,7 +272,7 @@ impl ToHost {
     pub fn decode(frame: Bytes) -> Result<Self, FrameError> {
         let (kind, payload) = split(frame)?;
         match kind {
-            OPEN => Ok(Self::Open(codec::decode::<_, MAX_OPEN>(&payload, VERSION, "open")?)),
+            OPEN => Ok(Self::Open(codec::decode::<_, MAX_OPEN>(&payload, OPEN_VERSION, "open")?)),
             NOISE => Ok(Self::Noise(payload)),
             VOUCHER => {
                 let voucher: Voucher = codec::decode::<_, MAX_VOUCHER>(&payload, VERSION, "voucher")?;
@@ -267,13 +302,13 @@ impl ToClient {
 
     fn body_into(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         match self {
-            Self::Accepted(accepted) => message(out, OPEN, "accepted", accepted),
+            Self::Accepted(accepted) => message(out, OPEN, VERSION, "accepted", accepted),
             Self::Noise(record) => raw(out, record),
             Self::Refused(refused) => {
                 let cut = Refused { code: refused.code, message: cut(&refused.message) };
-                message(out, VOUCHER, "refused", &cut)
+                message(out, VOUCHER, VERSION, "refused", &cut)
             }
-            Self::Bye { reason } => message(out, BYE, "bye", &cut(reason)),
+            Self::Bye { reason } => message(out, BYE, VERSION, "bye", &cut(reason)),
         }
     }
 
@@ -319,9 +354,15 @@ fn framed(
     }
 }
 
-fn message<T: Encode>(out: &mut Vec<u8>, kind: u8, what: &'static str, value: &T) -> Result<(), FrameError> {
+fn message<T: Encode>(
+    out: &mut Vec<u8>,
+    kind: u8,
+    version: u8,
+    what: &'static str,
+    value: &T,
+) -> Result<(), FrameError> {
     out.push(kind);
-    Ok(codec::encode_into(out, VERSION, what, value)?)
+    Ok(codec::encode_into(out, version, what, value)?)
 }
 
 fn raw(out: &mut Vec<u8>, record: &[u8]) -> Result<(), FrameError> {
@@ -346,4 +387,53 @@ fn cut(text: &str) -> String {
         end -= 1;
     }
     text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WORKER: [u8; 38] = [9; 38];
+
+    fn open() -> Open {
+        Open {
+            wire_version: 1,
+            network_id: [1; 32],
+            evidence_digest: [2; 32],
+            policy: 1,
+            noise: vec![3; 48],
+            channel: vec![4; 165],
+            proof: [5; 64],
+        }
+    }
+
+    #[test]
+    fn everything_that_names_a_session_is_in_its_statement() {
+        let channel = Address::base([6; 32]);
+        let statement = open().statement(&WORKER, &channel);
+        assert_eq!(statement.len(), 32 + 2 + 38 + 32 + 32 + 33);
+        let changes: [fn(&mut Open); 3] =
+            [|open| open.network_id[0] ^= 1, |open| open.evidence_digest[0] ^= 1, |open| open.noise[0] ^= 1];
+        for change in changes {
+            let mut other = open();
+            change(&mut other);
+            assert_ne!(other.statement(&WORKER, &channel), statement);
+        }
+        assert_ne!(open().statement(&[8; 38], &channel), statement);
+        assert_ne!(open().statement(&WORKER, &Address::base([7; 32])), statement);
+        // The id's length is in it, so that no byte of the id can pass for one of the evidence's.
+        assert_ne!(open().statement(&WORKER[..37], &channel).len(), statement.len());
+    }
+
+    #[test]
+    fn an_open_without_a_proof_is_named_by_its_version() {
+        let mut frame = ToHost::Open(open()).encode().unwrap();
+        frame[1] = 1;
+        frame.truncate(frame.len() - 64);
+        let error = ToHost::decode(frame.into()).unwrap_err();
+        assert!(
+            matches!(error, FrameError::Codec(CodecError::Version { found: 1, expected: 2, .. })),
+            "{error}"
+        );
+    }
 }

@@ -15,7 +15,11 @@ use cocoon_attest::{
     verify,
 };
 use cocoon_inference::{ChatRole, FinishReason, GenerateRequest, Message, Sampling, Token, Usage};
-use cocoon_payments::{Address, NanoTon, Receipt, SignedVoucher, channel::ChannelParams, lane::Payer};
+use cocoon_payments::{
+    Address, NanoTon, Receipt, SignedVoucher,
+    channel::ChannelParams,
+    lane::{Payer, verify_session},
+};
 use ed25519_dalek::SigningKey;
 
 use super::{
@@ -199,6 +203,9 @@ impl Worker {
         let (channel, noise) =
             noise::respond(noise::default_crypto, noise_key, &prologue, &open.noise).unwrap();
         let params = ChannelParams::decode(&open.channel).unwrap();
+        let address = params.address().unwrap();
+        let statement = open.statement(&pair.terms.worker, &address);
+        verify_session(&params.client_key, &statement, &open.proof).unwrap();
         let mut worker = Self {
             channel,
             meter: Meter::new(TARIFF),
@@ -207,7 +214,7 @@ impl Worker {
             batch: inner::Batch::default(),
             tamper: |_| {},
             client_key: params.client_key,
-            address: params.address().unwrap(),
+            address,
             peer_id: pair.terms.worker.clone(),
             batcher: Batcher::new(Role::Worker, noise_key.public()),
             jobs: BTreeMap::new(),

@@ -71,6 +71,7 @@ fn frames_to_the_host() {
         policy: 1,
         noise: vec![3; 48],
         channel: vec![4; 165],
+        proof: [5; 64],
     };
     let voucher = Voucher { signed: voucher(), allocations: vec![(1, 64), (300, 1_000_000)] };
     let frames = [

@@ -37,7 +37,7 @@ const JOIN: Duration = Duration::from_secs(30);
 const FUNDS: NanoTon = NanoTon(20_000_000_000);
 /// What is asked, if nothing else is.
 const QUESTIONS: &[&str] =
-    &["What is 347+285?", "Reverse the word planet.", "What is a voucher?", "Who can read my prompt?"];
+    &["What is 347+285?", "Reverse the word planet.", "What is a voucher?", "Is my prompt private?"];
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {

@@ -36,7 +36,7 @@ pub struct ChatCompletion {
 pub struct SamplingFields {
     /// 0 is greedy.
     pub temperature: f32,
-    /// Nucleus mass.
+    /// Nucleus mass; 0 is greedy too.
     pub top_p: f32,
     /// Absent: the gateway draws one, so that a failover continues the same random sequence.
     pub seed: Option<u64>,
@@ -49,9 +49,12 @@ pub struct SamplingFields {
 impl SamplingFields {
     /// The engine's sampling options, with `fallback_seed` where the client gave none.
     pub fn into_sampling(self, fallback_seed: u64) -> Sampling {
+        // OpenAI accepts a nucleus of 0, where only the likeliest token is left; engines call that greedy.
+        // Asked of the `f32`: a positive number too small for it has become 0 as well.
+        let (temperature, top_p) = if self.top_p > 0.0 { (self.temperature, self.top_p) } else { (0.0, 1.0) };
         Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
+            temperature,
+            top_p,
             seed: self.seed.unwrap_or(fallback_seed),
             stop: self.stop,
             max_tokens: self.max_tokens,
@@ -305,6 +308,22 @@ mod tests {
         );
         assert_eq!(refused("[1]").param, None);
         assert_eq!(refused("{").param, None);
+    }
+
+    #[test]
+    fn an_empty_nucleus_is_greedy() {
+        let sampling = |top_p: &str| {
+            let body = format!(
+                r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"temperature":0.7,"top_p":{top_p}}}"#
+            );
+            parse(body.as_bytes()).unwrap().sampling.into_sampling(1)
+        };
+        for zero in ["0", "0.0", "1e-60"] {
+            let sampling = sampling(zero);
+            assert_eq!((sampling.temperature, sampling.top_p), (0.0, 1.0), "{zero}");
+            sampling.validate().unwrap();
+        }
+        assert_eq!((sampling("0.1").temperature, sampling("0.1").top_p), (0.7, 0.1));
     }
 
     proptest::proptest! {

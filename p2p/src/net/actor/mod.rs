@@ -3,10 +3,12 @@
 //! It waits for three things: a command from a handle, an event of the swarm, and a tick twice a second
 //! for what is due (expired ads, lost bootstrap peers, delayed announcements). Each is handled to its
 //! end without waiting for anything, so that no command can hold up the network. `peers` deals with
-//! connections and the DHT, `ads` with gossip and the exchange protocol.
+//! connections and the DHT, `providers` bounds what the DHT keeps here for others, `ads` deals with gossip
+//! and the exchange protocol.
 
 mod ads;
 mod peers;
+mod providers;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,6 +28,9 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval},
 };
+
+use providers::Providers;
+pub(super) use providers::{PROVIDER_TTL, store as provider_store};
 
 use super::{
     FetchError, Mode, Names, NetConfig, NetError, NetEvent, NetStatus, PublishError, SessionError,
@@ -137,6 +142,7 @@ pub(crate) struct Actor {
     standing: Standing,
 
     lookups: HashMap<kad::QueryId, Lookup>,
+    providers: Providers,
     provided: BTreeSet<[u8; 32]>,
     provide_again_at: Option<Instant>,
 
@@ -186,6 +192,7 @@ impl Actor {
             connections: BTreeMap::new(),
             standing: Standing::default(),
             lookups: HashMap::new(),
+            providers: Providers::default(),
             provided: BTreeSet::new(),
             provide_again_at: None,
             own_ad: None,
@@ -367,6 +374,9 @@ impl Actor {
             if let Some(peer) = pardoned.peer_id() {
                 self.swarm.behaviour_mut().blocked.unblock_peer(peer);
             }
+        }
+        for (key, provider) in self.providers.expire(now) {
+            self.drop_provider(&key, &provider);
         }
         self.dial_lost_bootstraps(now);
         let due: Vec<usize> =

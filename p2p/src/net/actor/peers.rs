@@ -14,7 +14,7 @@ use libp2p::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Actor, Dial, Lookup, Waiter};
+use super::{Actor, Dial, Lookup, Waiter, providers::Refused};
 use crate::{
     core::{Offence, PeerKey, Verdict},
     net::{
@@ -238,19 +238,37 @@ impl Actor {
                 self.provide_again_soon();
             }
             kad::Event::InboundRequest {
-                request: kad::InboundRequest::AddProvider { record: Some(mut record) },
-            } => {
-                let scope = self.scope_of(&record.provider);
-                record.addresses = believable(record.addresses, scope);
-                // The store bounds keys and providers per key; a full one keeps what it has.
-                let _ = self.swarm.behaviour_mut().kad.store_mut().add_provider(record);
-            }
+                request: kad::InboundRequest::AddProvider { record: Some(record) },
+            } => self.on_provider(record),
             kad::Event::OutboundQueryProgressed { id, result, step, .. } => {
                 self.on_lookup(id, result, step.last);
             }
             // Value records are not used: a stranger's `PutRecord` is not stored.
             _ => {}
         }
+    }
+
+    /// Somebody announces a model. libp2p has checked that the provider is the sender.
+    fn on_provider(&mut self, mut record: kad::ProviderRecord) {
+        let provider = record.provider;
+        let Ok(key) = <[u8; 32]>::try_from(record.key.as_ref()) else {
+            // No digest of a model; a key may be as long as a message.
+            return self.penalise(provider, Offence::BadFrame);
+        };
+        match self.providers.admit(key, provider, Self::now()) {
+            Ok(()) => {
+                record.addresses = believable(record.addresses, self.scope_of(&provider));
+                // Cannot fail: the store has room for all that the index admits.
+                let _ = self.swarm.behaviour_mut().kad.store_mut().add_provider(record);
+            }
+            Err(Refused::TooMany) => self.penalise(provider, Offence::Flood),
+            Err(Refused::Full) => tracing::debug!(%provider, "no room for a provider record"),
+        }
+    }
+
+    pub(super) fn drop_provider(&mut self, key: &[u8; 32], provider: &PeerId) {
+        let store = self.swarm.behaviour_mut().kad.store_mut();
+        store.remove_provider(&kad::RecordKey::new(key), provider);
     }
 
     /// The most local connection open to a peer: what it may name.
@@ -372,6 +390,9 @@ impl Actor {
                 tracing::warn!(%peer, ?offence, "banned");
                 // Blocking also closes the open connections.
                 self.swarm.behaviour_mut().blocked.block_peer(peer);
+                for key in self.providers.forget(&peer) {
+                    self.drop_provider(&key, &peer);
+                }
                 if self.shared.directory.remove(&key) {
                     self.shared.emit(NetEvent::Gone(key));
                 }

@@ -27,18 +27,24 @@ struct State {
     wallet: Address,
     balance: NanoTon,
     seqno: u32,
+    /// Contracts are not found, as by an endpoint that lags behind.
+    hidden: bool,
     /// Every cell ever sent, by hash: a contract's address is the hash of its state init.
     cells: BTreeMap<[u8; 32], ArcCell>,
 }
 
 impl TestChain {
     pub(super) fn new(identity: ChainIdentity, wallet: Address, balance: NanoTon) -> Self {
-        let state = State { wallet, balance, seqno: 0, cells: BTreeMap::new() };
+        let state = State { wallet, balance, seqno: 0, hidden: false, cells: BTreeMap::new() };
         Self { identity, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    pub(super) fn hide(&self, hidden: bool) {
+        self.state().hidden = hidden;
     }
 
     pub(super) fn transfers(&self) -> u32 {
@@ -72,7 +78,7 @@ impl State {
                 account.status = AccountStatus::Active;
                 account.data = Some(cell::to_boc(&data.build().unwrap().to_arc()).unwrap());
             }
-        } else if let Some(init) = self.cells.get(&address.hash) {
+        } else if let Some(init) = self.cells.get(&address.hash).filter(|_| !self.hidden) {
             account.balance = NanoTon(1_000_000_000);
             account.status = AccountStatus::Active;
             account.code = Some(cell::to_boc(&init.references()[0]).unwrap());

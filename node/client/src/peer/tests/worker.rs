@@ -30,6 +30,11 @@ pub(super) enum Manner {
     Honest,
     /// Disappears once an answer has this many tokens.
     DiesAt(u32),
+    /// Says goodbye in the same breath as an answer's token of this number, and its receipt if
+    /// that was the last one.
+    LeavesAt(u32),
+    /// Takes the first voucher and closes the session without passing it on.
+    Thief,
     /// Takes requests and says nothing more.
     Silent,
 }
@@ -131,6 +136,7 @@ async fn serve(stream: SessionStream, site: Arc<Site>) -> Option<()> {
         let before = worker.streams().len();
         match next(&mut reader).await? {
             ToHost::Noise(record) => worker.take(Transmit::Record(record.to_vec())),
+            ToHost::Voucher(_) if matches!(site.manner, Manner::Thief) => return None,
             ToHost::Voucher(voucher) => worker.take(Transmit::Voucher(voucher)),
             ToHost::Bye | ToHost::Open(_) => return None,
         }
@@ -146,9 +152,24 @@ async fn serve(stream: SessionStream, site: Arc<Site>) -> Option<()> {
         for stream in worker.streams() {
             // One token a message, so that a reader sees an answer grow.
             while worker.generate(stream, 1) == 1 {
-                flush(&mut worker, &mut writer).await?;
                 let made = made.entry(stream).or_default();
                 *made += 1;
+                if let Manner::LeavesAt(limit) = site.manner
+                    && *made == limit
+                {
+                    if worker.is_complete(stream) {
+                        worker.finish(stream, FinishReason::Length);
+                    }
+                    let bye = ToClient::Bye { reason: "maintenance".into() };
+                    for frame in worker.flush().into_iter().chain([bye]) {
+                        writer.queue(&[&frame.encode().unwrap()]).unwrap();
+                    }
+                    writer.close().await.ok();
+                    // Still reads, so that nothing it said is lost with a reset.
+                    while next(&mut reader).await.is_some() {}
+                    return None;
+                }
+                flush(&mut worker, &mut writer).await?;
                 if let Manner::DiesAt(limit) = site.manner
                     && *made == limit
                 {

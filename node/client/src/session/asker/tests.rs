@@ -228,6 +228,38 @@ fn a_silent_worker_is_given_up_in_time() {
 }
 
 #[test]
+fn a_worker_is_not_blamed_for_the_silence_of_a_paused_stream() {
+    let (mut asker, mut worker) = ready(1_000_000);
+    let stream = asker.ask(ask(1, None, 1_000), 0);
+    settle(&mut asker, &mut worker, 0).unwrap();
+    worker.generate(stream, 1);
+    settle(&mut asker, &mut worker, 1_000).unwrap();
+    let patience = Patience::default().next_token_ms;
+    let failed = |asker: &mut Asker| events(asker).iter().any(|event| matches!(event, Event::Failed { .. }));
+
+    asker.pause(stream, true, 1_100);
+    asker.on_tick(1_000_000).unwrap();
+    assert!(!failed(&mut asker), "it was not paid");
+    asker.pause(stream, false, 1_000_000);
+    asker.on_tick(1_000_000 + patience).unwrap();
+    assert!(!failed(&mut asker), "it has as long as after any token");
+    // Paid again and still silent: now it is its own fault.
+    asker.on_tick(1_000_001 + patience).unwrap();
+    assert!(failed(&mut asker));
+}
+
+#[test]
+fn a_paused_stream_that_is_cancelled_must_still_be_counted() {
+    let (mut asker, mut worker) = ready(1_000_000);
+    let stream = asker.ask(ask(1, None, 1_000), 0);
+    settle(&mut asker, &mut worker, 0).unwrap();
+    asker.pause(stream, true, 0);
+    asker.cancel(stream, 1_000);
+    asker.on_tick(1_000).unwrap();
+    assert!(matches!(asker.on_tick(60_000), Err(SessionError::Silent(_))));
+}
+
+#[test]
 fn a_request_too_long_for_a_record_fails_alone() {
     let (mut asker, mut worker) = ready(1_000_000);
     let long = asker.ask(ask(inner::MAX_RECORD, None, 1_000), 0);
