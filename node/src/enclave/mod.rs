@@ -19,7 +19,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cocoon_attest::{Measurement, Quoter, software_tee, tsm};
+use cocoon_attest::{Measurement, Quoter, quoted_measurement, software_tee, tsm};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -39,6 +39,9 @@ pub enum EnclaveError {
     /// The kernel's quoter.
     #[error("cannot make quotes on this machine (configuration key `tee.quoter`)")]
     Quoter(#[from] cocoon_attest::QuoteError),
+    /// The TEE's own quote.
+    #[error("this machine's TEE makes quotes that cannot be read (configuration key `tee.quoter`): {0}")]
+    OwnQuote(cocoon_attest::VerifyError),
     /// The software TEE's platform file.
     #[error("cannot use the software TEE's platform file {} (configuration key `tee.platform`): {why}", path.display())]
     Platform {
@@ -154,10 +157,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 
 /// The slow part of starting: measuring the executable, opening the quoter, loading the model.
 fn prepare(config: EnclaveConfig, instruments: Instruments) -> Result<Shared, EnclaveError> {
-    let executable = executable();
-    let image = software_tee::measure_executable(&executable)
-        .map_err(|why| EnclaveError::Measure { path: executable, why })?;
-    let quoter = quoter(&config, image)?;
+    let (quoter, image) = quoter(&config)?;
     let loaded = engine::load(&config)?;
     let config_digest = config.digest();
     Ok(Shared { config, config_digest, loaded, quoter, image, instruments })
@@ -173,9 +173,14 @@ fn executable() -> PathBuf {
     }
 }
 
-fn quoter(config: &EnclaveConfig, image: Measurement) -> Result<Arc<dyn Quoter>, EnclaveError> {
+/// The TEE, and what it measures this enclave as: what its quotes say, so that the claims can repeat it.
+fn quoter(config: &EnclaveConfig) -> Result<(Arc<dyn Quoter>, Measurement), EnclaveError> {
     match config.tee.quoter {
-        QuoterKind::Tsm => Ok(Arc::new(tsm::ConfigfsTsm::new(config.tee.collateral.clone())?)),
+        QuoterKind::Tsm => {
+            let tee = tsm::ConfigfsTsm::new(config.tee.collateral.clone())?;
+            let image = quoted_measurement(&tee.quote(&[0; 64])?).map_err(EnclaveError::OwnQuote)?;
+            Ok((Arc::new(tee), image))
+        }
         QuoterKind::SoftwareTee => {
             let path = &config.tee.platform;
             let fail = |why: String| EnclaveError::Platform { path: path.clone(), why };
@@ -184,7 +189,10 @@ fn quoter(config: &EnclaveConfig, image: Measurement) -> Result<Arc<dyn Quoter>,
             );
             let platform =
                 software_tee::Platform::from_json(&text).map_err(|error| fail(error.to_string()))?;
-            Ok(Arc::new(platform.quoter(image)))
+            let executable = executable();
+            let image = software_tee::measure_executable(&executable)
+                .map_err(|why| EnclaveError::Measure { path: executable, why })?;
+            Ok((Arc::new(platform.quoter(image)), image))
         }
     }
 }
