@@ -88,7 +88,7 @@ impl fmt::Display for QuoteCheck {
 /// What a quote proves once it is verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedQuote {
-    /// The code that was running: see [`measured`].
+    /// The code that was running, by MRTD and the registers that code is extended into.
     pub measurement: Measurement,
     /// The 64 bytes which that code chose.
     pub report_data: [u8; 64],

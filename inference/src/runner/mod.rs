@@ -300,7 +300,7 @@ impl Shared {
                 self.wake_one(&state);
             }
             let Some(mut job) = state.jobs.remove(&id) else {
-                state.schedule.turn_ended(id, Outcome::Done);
+                state.schedule.turn_ended(id, Outcome::Done, Instant::now());
                 continue;
             };
             drop(state);
@@ -312,7 +312,7 @@ impl Shared {
             }
             let mut finished = None;
             state = self.lock();
-            state.schedule.turn_ended(id, ended.outcome);
+            state.schedule.turn_ended(id, ended.outcome, Instant::now());
             if let Some(speed) = speed {
                 let old = state.tokens_per_second;
                 state.tokens_per_second = if old == 0.0 { speed } else { 0.8 * old + 0.2 * speed };

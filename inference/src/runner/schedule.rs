@@ -53,6 +53,7 @@ enum Phase {
 
 #[derive(Debug)]
 struct Job {
+    /// When it came, and then when its price was known.
     since: Instant,
     phase: Phase,
     allowance: u32,
@@ -176,7 +177,7 @@ impl Schedule {
     }
 
     /// Takes a running job back.
-    pub(super) fn turn_ended(&mut self, id: JobId, outcome: Outcome) {
+    pub(super) fn turn_ended(&mut self, id: JobId, outcome: Outcome, now: Instant) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         match outcome {
             Outcome::Done => {
@@ -188,6 +189,8 @@ impl Schedule {
             }
             Outcome::Prepared { at_end } => {
                 job.prepared = true;
+                // Nobody can pay before the price is known.
+                job.since = now;
                 self.settle(id, at_end);
             }
             Outcome::Yield { released } => {
@@ -301,6 +304,7 @@ mod tests {
             Outcome::Done
         } else if !job.prepared {
             job.prepared = true;
+            job.since = Some(now);
             Outcome::Prepared { at_end: false }
         } else {
             assert!(schedule.active() <= schedule.slots);
@@ -315,7 +319,7 @@ mod tests {
                 Outcome::Yield { released: job.released }
             }
         };
-        schedule.turn_ended(id, outcome);
+        schedule.turn_ended(id, outcome, now);
         true
     }
 
@@ -342,7 +346,7 @@ mod tests {
                                 prop_assert!(!job.over && job.is_unpaid(now));
                                 job.over = true;
                             }
-                            model.push(Model { since: Some(now), ..Model::default() });
+                            model.push(Model::default());
                         }
                     }
                     Input::Allow(job, total) => {
@@ -394,14 +398,15 @@ mod tests {
         assert_eq!(schedule.submit(9, start + GRACE), busy, "none has a price yet");
         for _ in 0..3 {
             let (id, _) = schedule.next(start).unwrap();
-            schedule.turn_ended(id, Outcome::Prepared { at_end: false });
+            schedule.turn_ended(id, Outcome::Prepared { at_end: false }, start + GRACE);
         }
         schedule.allow(0, 5);
-        assert_eq!(schedule.submit(9, start + GRACE / 2), busy, "there was no time to pay");
-        assert_eq!(schedule.submit(3, start + GRACE), Ok(Some(1)), "the oldest that did not pay");
+        assert_eq!(schedule.submit(9, start + GRACE * 3 / 2), busy, "there was no time to pay");
+        let late = start + GRACE * 2;
+        assert_eq!(schedule.submit(3, late), Ok(Some(1)), "the oldest that did not pay");
         assert!(!schedule.allow(1, 5), "it is over, whatever comes late");
-        assert_eq!(schedule.submit(4, start + GRACE), Ok(Some(2)));
-        assert_eq!(schedule.submit(5, start + GRACE), busy);
+        assert_eq!(schedule.submit(4, late), Ok(Some(2)));
+        assert_eq!(schedule.submit(5, late), busy);
         assert_eq!((schedule.active(), schedule.queued()), (1, 2));
     }
 
@@ -420,7 +425,7 @@ mod tests {
             let prepared = order.iter().filter(|&&o| o == id).count() == 1;
             let outcome =
                 if prepared { Outcome::Prepared { at_end: false } } else { Outcome::Yield { released: 1 } };
-            schedule.turn_ended(id, outcome);
+            schedule.turn_ended(id, outcome, now);
         }
         assert_eq!(order, [0, 1, 2, 0, 1, 2, 0, 1, 2]);
     }

@@ -36,14 +36,18 @@ impl Spend {
     }
 
     /// Takes what one request may cost out of what is left, or says why there may be no request. A
-    /// request that may cost `likely` gets that much if it is there, however small its share.
+    /// request that may cost `likely` gets that much if it is there, however small its share. If running
+    /// requests hold so much that less than half of that is left, it is better to wait for them.
     pub(super) fn reserve(self: &Arc<Self>, likely: NanoTon) -> Result<Reservation, ApiError> {
         let open = |reserved| Reservation { spend: self.clone(), reserved, counted: NanoTon::ZERO };
         let Some(cap) = self.cap else { return Ok(open(None)) };
         let share = (cap.0 / SHARES).max(likely.0).max(1);
         let part = |committed: u64| cap.0.saturating_sub(committed).min(share);
         let taken = self.committed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |committed| {
-            Some(part(committed)).filter(|part| *part > 0).map(|part| committed.saturating_add(part))
+            let part = part(committed);
+            let comes_back = committed > self.spent().0;
+            let enough = part >= likely.0.div_ceil(2) || !comes_back;
+            (part > 0 && enough).then(|| committed.saturating_add(part))
         });
         match taken {
             Ok(before) => Ok(open(Some(NanoTon(part(before))))),
@@ -121,6 +125,21 @@ mod tests {
         let refused = spend.reserve(NanoTon::ZERO).unwrap_err();
         assert_eq!((refused.code, refused.retry_after), (Some("spend_cap_reached"), None));
         assert!(refused.message.contains(&NanoTon(10).to_string()), "{}", refused.message);
+    }
+
+    #[test]
+    fn a_remainder_too_small_for_an_answer_is_given_only_when_nothing_comes_back() {
+        let spend = capped(100);
+        let mut first = spend.reserve(NanoTon(49)).unwrap();
+        let second = spend.reserve(NanoTon(49)).unwrap();
+        assert_eq!(spend.reserve(NanoTon(49)).unwrap_err().code, Some("spend_cap_reserved"));
+        first.count(NanoTon(49));
+        drop(first);
+        drop(second);
+        let mut third = spend.reserve(NanoTon(49)).unwrap();
+        third.count(NanoTon(49));
+        drop(third);
+        assert_eq!(spend.reserve(NanoTon(49)).unwrap().max_cost(), Some(NanoTon(2)), "it is all there is");
     }
 
     #[test]

@@ -116,7 +116,9 @@ struct Lane {
     read: Option<Instant>,
     owner: Option<(u64, CancellationToken)>,
     opened_by: Handshakes,
-    /// When the chain first showed no account here although it could not be opened any more, by the chain's
+    /// The newest reading that showed the channel open or closing.
+    opened: Option<OnChain>,
+    /// When the chain first showed no account here although there cannot be one any more, by the chain's
     /// clock; `None` once it shows one.
     absent_at: Option<u64>,
 }
@@ -450,22 +452,45 @@ impl Money {
 impl Lane {
     fn new(payee: Payee) -> Self {
         let opened_by = Handshakes::default();
-        Self { payee, read: None, owner: None, opened_by, absent_at: None }
+        Self { payee, read: None, owner: None, opened_by, opened: None, absent_at: None }
     }
 
     fn observe(&mut self, state: OnChain, now: u64) {
-        self.payee.observe(state, now);
         self.read = Some(Instant::now());
-        let open_by = u64::from(self.payee.params().open_by);
-        self.absent_at = match self.payee.on_chain() {
-            Some(seen) if seen.stage == Stage::Absent && seen.read_at > open_by => {
-                self.absent_at.or(Some(seen.read_at))
-            }
+        let gone = self.may_be_gone(state.read_at.min(now));
+        if state.stage == Stage::Absent && self.was_open() && !gone {
+            // A server that lags or lies: what is known stays, or its vouchers would count as worthless.
+            return;
+        }
+        self.payee.observe(state, now);
+        let newest = self.payee.on_chain().copied();
+        self.opened = newest.filter(OnChain::opened).or(self.opened);
+        self.absent_at = match newest {
+            Some(seen) if seen.stage == Stage::Absent && gone => self.absent_at.or(Some(seen.read_at)),
             _ => None,
         };
     }
 
-    /// Whether the chain has shown at two moments that there is no account, when it was too late to open one: it
+    /// Vouchers are only taken while the chain shows the channel open.
+    fn was_open(&self) -> bool {
+        self.opened.is_some() || !self.payee.cumulative().is_zero()
+    }
+
+    /// Whether the contract allows that nothing is at the address any more: it ends when its close delay or its
+    /// life is over, or it was never opened.
+    fn may_be_gone(&self, at: u64) -> bool {
+        let params = self.payee.params();
+        match self.opened {
+            Some(known) => {
+                let closed = known.close_at().is_some_and(|close_at| at >= u64::from(close_at));
+                closed || at >= u64::from(known.expire_at)
+            }
+            None if self.was_open() => at >= u64::from(params.expire_at),
+            None => at > u64::from(params.open_by),
+        }
+    }
+
+    /// Whether the chain has shown at two moments that there is no account, when there could be none: it
     /// will never pay again. One look is not enough, since a lie or a fault of the endpoint would cost vouchers.
     fn is_over(&self) -> bool {
         let seen = self.absent_at.zip(self.payee.on_chain());

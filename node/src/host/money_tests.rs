@@ -294,22 +294,42 @@ fn a_channel_that_is_over_is_forgotten_here_and_on_disk() {
     assert!(world.pay(&[world.voucher(123, &[(1, 123)])]).refused.is_none());
     let now = unix_ms() / 1000;
     let here = || (world.money.lanes().len(), world.money.store.channels().len());
-    observe_absent(&world.money, &world.channel, &[now + 1, now + 2]);
-    world.money.sweep();
-    assert_eq!(here(), (1, 1), "not while a session has it");
+    let closes = now + 100;
+    let closing = Stage::Closing { at: u32::try_from(closes).unwrap() };
+    let observe =
+        |state: OnChain, at| world.money.lanes().get_mut(&world.channel).unwrap().observe(state, at);
+    observe(OnChain { stage: closing, ..open_at(now + 1) }, now + 1);
     world.money.detach(SESSION);
-
-    // It is there after all: the endpoint was behind.
-    world.money.lanes().get_mut(&world.channel).unwrap().observe(open_at(now + 3), now + 3);
+    observe_absent(&world.money, &world.channel, &[now + 2, now + 3, closes - 1]);
     world.money.sweep();
-    observe_absent(&world.money, &world.channel, &[now + 4, now + 4]);
+    assert_eq!(here(), (1, 1), "the contract cannot end before its close delay");
+
+    observe_absent(&world.money, &world.channel, &[closes, closes]);
     world.money.sweep();
     assert_eq!(here(), (1, 1), "one moment is not enough");
 
-    observe_absent(&world.money, &world.channel, &[now + 5]);
+    observe_absent(&world.money, &world.channel, &[closes + 1]);
     world.money.sweep();
     assert_eq!(here(), (0, 0));
     assert_eq!(world.money.totals(), (NanoTon(123), NanoTon::ZERO), "it was earned all the same");
+}
+
+#[test]
+fn an_open_channel_keeps_its_vouchers_however_often_the_chain_shows_nothing() {
+    let world = World::new();
+    assert!(world.pay(&[world.voucher(123, &[(1, 123)])]).refused.is_none());
+    world.money.detach(SESSION);
+    let now = unix_ms() / 1000;
+    observe_absent(&world.money, &world.channel, &[now + 1, now + 2, now + 3]);
+    world.money.sweep();
+    let due = world.money.to_settle(true);
+    assert_eq!(due.len(), 1, "it is still worth redeeming");
+    assert_eq!(due[0].1.voucher.cumulative, NanoTon(123));
+    // Not even when this process has never seen it open.
+    world.money.lanes().get_mut(&world.channel).unwrap().opened = None;
+    observe_absent(&world.money, &world.channel, &[now + 4, now + 5]);
+    world.money.sweep();
+    assert_eq!(world.money.store.channels().len(), 1);
 }
 
 #[test]

@@ -50,6 +50,10 @@ pub(crate) async fn released(listening: &[Multiaddr]) {
 }
 
 fn udp_socket(address: &Multiaddr) -> Option<(std::net::IpAddr, u16)> {
+    // The socket of a circuit is the relay's.
+    if address.iter().any(|part| part == Protocol::P2pCircuit) {
+        return None;
+    }
     let mut parts = address.iter();
     let ip = match parts.next()? {
         Protocol::Ip4(ip) => ip.into(),

@@ -201,6 +201,10 @@ impl Inner {
             )));
         }
         if openings > 0 {
+            // There is room again: an earlier failure says nothing about this attempt.
+            if matches!(self.book.funding(), Funding::Failed(_)) {
+                self.book.set_funding(Funding::Fine);
+            }
             for (ad, close_delay_s) in self.prospects(openings, wanted).await {
                 match self.new_channel(&ad, close_delay_s) {
                     Ok(channel) => jobs.push(Job::Open(self.book.insert(channel))),

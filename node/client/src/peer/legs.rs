@@ -130,8 +130,9 @@ async fn find(
                         why: format!("none was confirmed within {} s", OPENING.as_secs()),
                     });
                 }
-                hopeless(peer, driver, &found)?;
+                // Before anything else: what failed the last time may be possible by now.
                 peer.want(driver.request.model, &driver.tried);
+                hopeless(peer, driver, &found)?;
             }
             Err(error) => {
                 if driver.failed.is_empty() && began.elapsed() < DISCOVERY && may_pass(&error) {

@@ -38,6 +38,7 @@ pub(crate) enum Read {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sight {
     open_by: u64,
+    close_delay_s: u64,
     chain: Option<OnChain>,
     /// Milliseconds of the peer's clock.
     asked_at: u64,
@@ -60,6 +61,7 @@ impl Sight {
     pub(super) fn new(params: &ChannelParams) -> Self {
         Self {
             open_by: u64::from(params.open_by),
+            close_delay_s: u64::from(params.close_delay_s),
             chain: None,
             asked_at: 0,
             opened: false,
@@ -96,10 +98,18 @@ impl Sight {
         }
     }
 
-    /// Whether nothing at the address can mean that nothing will ever be there again.
+    /// Whether nothing at the address can mean that nothing will ever be there again: the close delay that
+    /// the chain showed is over, or the channel's life, or it was never opened. What this peer merely
+    /// asked for ends nothing; unless a life of it before this one asked, then a whole close delay must
+    /// have passed in which it could have seen the channel closing.
     fn may_be_gone(&self, chain: &OnChain) -> bool {
-        let expire_at = self.chain.map_or(0, |known| known.expire_at).max(chain.expire_at);
-        let ended = !self.opened || self.closing || chain.read_at >= u64::from(expire_at);
+        let known = self.chain.filter(|known| known.opened());
+        let expire_at = known.map_or(0, |known| known.expire_at).max(chain.expire_at);
+        let closed = match known {
+            Some(known) => known.close_at().is_some_and(|at| chain.read_at >= u64::from(at)),
+            None => self.closing && chain.read_at >= self.open_by + OPEN_SLACK_S + self.close_delay_s,
+        };
+        let ended = !self.opened || closed || chain.read_at >= u64::from(expire_at);
         ended && chain.read_at > self.open_by + OPEN_SLACK_S
     }
 
@@ -219,6 +229,26 @@ mod tests {
         assert_eq!(see(&mut sight, &[(900, Stage::Open), closing]), [Read::Opened, Read::Taken]);
         let reads = [(8_700, Stage::Absent), (8_700, Stage::Absent), (8_702, Stage::Absent)];
         assert_eq!(see(&mut sight, &reads), [Read::Taken, Read::Taken, Read::Over]);
+    }
+
+    #[test]
+    fn a_wish_to_close_ends_nothing_and_neither_does_a_close_delay_that_runs() {
+        let mut sight = sight();
+        see(&mut sight, &[(900, Stage::Open)]);
+        sight.begin_closing();
+        let early = [(2_000, Stage::Absent), (3_000, Stage::Absent)];
+        assert_eq!(see(&mut sight, &early), [Read::Impossible; 2]);
+        let reads = [(5_000, Stage::Closing { at: 8_600 }), (8_598, Stage::Absent), (8_599, Stage::Absent)];
+        assert_eq!(see(&mut sight, &reads), [Read::Taken, Read::Impossible, Read::Impossible]);
+
+        // After a restart only the wish is known, not when the delay began.
+        let mut again = self::sight();
+        again.was_open();
+        again.begin_closing();
+        let delay_over = OPEN_BY + OPEN_SLACK_S + 3_600;
+        let reads =
+            [(delay_over - 1, Stage::Absent), (delay_over, Stage::Absent), (delay_over + 1, Stage::Absent)];
+        assert_eq!(see(&mut again, &reads), [Read::Impossible, Read::Taken, Read::Over]);
     }
 
     #[test]
