@@ -153,7 +153,7 @@ mod tests {
         // A request that may cost more than a share gets it, and the next one what is left.
         let large = spend.reserve(NanoTon(70)).unwrap();
         assert_eq!(large.max_cost(), Some(NanoTon(70)));
-        assert_eq!(spend.reserve(NanoTon(70)).unwrap().max_cost(), Some(NanoTon(10)));
+        assert_eq!(spend.reserve(NanoTon(20)).unwrap().max_cost(), Some(NanoTon(10)));
     }
 
     #[test]

@@ -404,8 +404,9 @@ fn what_is_urgent_is_read_first_and_what_is_dormant_now_and_then() {
         let closing = Stage::Closing { at: u32::MAX };
         lane.observe(OnChain { stage: closing, ..open_at(now) }, now);
     });
-    with_lane(&world, 23, |lane, now| {
-        lane.observe(OnChain { stage: Stage::Absent, ..open_at(now) }, now);
+    with_lane(&world, 23, |lane, _| {
+        let end = u64::from(params().expire_at);
+        lane.observe(OnChain { stage: Stage::Absent, ..open_at(end) }, end);
     });
     let ids = |now| world.money.to_read(now).iter().map(|params| params.channel_id).collect::<Vec<_>>();
     assert_eq!(ids(Instant::now()), [9, 22, 21, 23], "in use, closing, owing, and one that may be over");
