@@ -1,19 +1,27 @@
-"""Writes the parity fixtures: two small random Qwen3 checkpoints and what `transformers` says they compute.
+"""Writes the parity fixtures: small random checkpoints and what `transformers` says they compute.
 
-Run once, with (Debian sid, all on the CPU):
+Run once, with (PyPI, all on the CPU):
 
-    python3 3.14.10, python3-torch 2.14.1, python3-transformers 5.12.1, python3-numpy 2.4.6
+    python3 3.11.7, torch 2.15.0, transformers 5.23.0, numpy 2.4.6, safetensors 0.8.0
     python3 make_fixture.py
 
 The tests and CI read only the files written here; neither ever needs torch.
 
-`untied/` is f32, `tied/` is bf16 with tied embeddings and another RoPE base. Both have
-head_dim != hidden_size / heads, fewer key/value heads than query heads, and norm weights that are
-not one, since those are the places where a decoder can be wrong and still look right.
+| folder | family | what it covers |
+|---|---|---|
+| `untied` | Qwen3 | f32 |
+| `tied` | Qwen3 | bf16, tied embeddings, another RoPE base, one key/value head |
+| `llama3` | Llama | f16, `llama3` RoPE scaling with high, blended and low frequencies, positions beyond the original context |
+| `llama-linear` | Llama | f32, `linear` RoPE scaling, biases of attention, tied embeddings |
+| `mistral` | Mistral | bf16, sequences longer than the sliding window, weights in shards |
+| `gemma3` | Gemma 3 | bf16, sliding and global layers with two RoPE bases (the global one scaled), weights in shards |
 
-expected.safetensors holds `ids` (the sequence), `logits` (f32, after every position) and `greedy`
-(the continuation that `generate` picks). expected_chat.json holds rendered conversations with their
-token ids, from `apply_chat_template`.
+All have head_dim != hidden_size / heads, fewer key/value heads than query heads, and norm weights that
+are not one, since those are the places where a decoder can be wrong and still look right.
+
+expected.safetensors holds `ids` (the sequence), `logits` (f32, after every position), `greedy_prompt` and
+`greedy` (the continuation that `generate` picks). expected_chat.json holds rendered conversations with
+their token ids, from `apply_chat_template`.
 """
 
 import json
@@ -24,7 +32,17 @@ import numpy
 import torch
 import transformers
 from safetensors.numpy import save_file as save_numpy
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 HERE = pathlib.Path(__file__).parent
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|pad|>", "<think>", "</think>"]
@@ -103,45 +121,73 @@ def write_tokenizer(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def write_checkpoint(name, dtype, seed, **dimensions):
+def check_greedy(name, model, prompt, greedy):
+    """The continuation must not hang on rounding: the best token leads by more than the tests' bound."""
+    whole = torch.cat([prompt, greedy])[None]
+    rows = model(whole).logits[0, len(prompt) - 1 : -1]
+    assert rows.argmax(dim=-1).tolist() == greedy.tolist(), f"{name}: generate() and forward() disagree"
+    best = rows.topk(2).values
+    lead = ((best[:, 0] - best[:, 1]) / rows.abs().amax(dim=-1)).min().item()
+    assert lead > 3e-4, f"{name}: the greedy continuation hangs on a lead of {lead:.1e}; take another seed"
+    assert len(set(greedy.tolist())) > 8, f"{name}: the greedy continuation says nothing; take another seed"
+    return lead
+
+
+def write_checkpoint(name, model_class, config_class, dtype, seed, length=40, shard="1GB", **dimensions):
     folder = HERE / name
     folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.safetensors*"):
+        old.unlink()
     torch.manual_seed(seed)
-    config = Qwen3Config(
+    config = config_class(
         vocab_size=VOCAB,
-        max_position_embeddings=96,
         rms_norm_eps=1e-6,
+        bos_token_id=None,
         eos_token_id=257,
         pad_token_id=258,
-        **dimensions,
+        **{"max_position_embeddings": 96, **dimensions},
     )
-    model = Qwen3ForCausalLM(config).to(torch.float32).eval()
+    config._attn_implementation = "eager"
+    model = model_class(config).to(torch.float32).eval()
+    gemma = model_class is Gemma3ForCausalLM
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if "norm" in parameter_name:
-                parameter.uniform_(0.4, 1.8)
+                # Gemma stores the difference from one.
+                parameter.uniform_(0.4, 1.8).sub_(1.0 if gemma else 0.0)
             else:
-                parameter.normal_(0.0, 0.1 if "embed" in parameter_name else 0.3)
+                # Small where the tied head would otherwise just repeat the scaled embedding.
+                parameter.normal_(0.0, (0.02 if gemma else 0.1) if "embed" in parameter_name else 0.3)
             # What the checkpoint will hold is what is run below.
             parameter.copy_(parameter.to(dtype).to(torch.float32))
-        ids = torch.randint(0, 261, (1, 40))
+        if gemma:
+            # In a model of `dtype`, transformers multiplies with the scale in `dtype`; the sums below
+            # are f32, the constants those of the checkpoint.
+            scale = model.model.embed_tokens.embed_scale
+            assert scale.to(dtype).float() != scale, "the rounding of the embedding scale must show"
+            model.model.embed_tokens.embed_scale = scale.to(dtype).float()
+        ids = torch.randint(0, 261, (1, length))
         logits = model(ids).logits[0]
         model.generation_config.eos_token_id = None
+        prompt = ids[0, :8]
         greedy = model.generate(
-            ids[:, :8], attention_mask=torch.ones(1, 8, dtype=torch.long), do_sample=False, max_new_tokens=32
+            prompt[None], attention_mask=torch.ones(1, 8, dtype=torch.long), do_sample=False, max_new_tokens=64
         )[0, 8:]
-        model.to(dtype).save_pretrained(folder)
+        lead = check_greedy(name, model, prompt, greedy)
+        model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     (folder / "generation_config.json").unlink(missing_ok=True)
     save_numpy(
         {
             "ids": ids[0].numpy().astype(numpy.uint32),
             "logits": logits.numpy().astype(numpy.float32),
-            "greedy_prompt": ids[0, :8].numpy().astype(numpy.uint32),
+            "greedy_prompt": prompt.numpy().astype(numpy.uint32),
             "greedy": greedy.numpy().astype(numpy.uint32),
         },
         folder / "expected.safetensors",
         metadata={"torch": torch.__version__, "transformers": transformers.__version__},
     )
+    for file in folder.iterdir():
+        file.chmod(0o644)
     write_tokenizer(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     chats = []
@@ -150,18 +196,52 @@ def write_checkpoint(name, dtype, seed, **dimensions):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         chats.append({"messages": messages, "text": text, "ids": ids})
     (folder / "expected_chat.json").write_text(json.dumps(chats, indent=1) + "\n")
-    print(name, sum(p.numel() for p in model.parameters()), "parameters; greedy", greedy.tolist())
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{name}: {count} parameters; smallest lead {lead:.1e}; greedy", greedy.tolist())
 
 
 def main():
     print(sys.version, torch.__version__, transformers.__version__, numpy.__version__)
     write_checkpoint(
-        "untied", torch.float32, 1, tie_word_embeddings=False, hidden_size=48, intermediate_size=80,
-        num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=24, rope_theta=10000.0,
+        "untied", Qwen3ForCausalLM, Qwen3Config, torch.float32, 1, tie_word_embeddings=False, hidden_size=48,
+        intermediate_size=80, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=24,
+        rope_theta=10000.0,
     )
     write_checkpoint(
-        "tied", torch.bfloat16, 2, tie_word_embeddings=True, hidden_size=32, intermediate_size=72,
-        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, head_dim=16, rope_theta=1000000.0,
+        "tied", Qwen3ForCausalLM, Qwen3Config, torch.bfloat16, 2, tie_word_embeddings=True, hidden_size=32,
+        intermediate_size=72, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=1, head_dim=16,
+        rope_theta=1000000.0,
+    )
+    # Turns within the original context: 5.1 (kept), 2.3 and 1.1 (blended), 0.5 and below (stretched).
+    write_checkpoint(
+        "llama3", LlamaForCausalLM, LlamaConfig, torch.float16, 3, length=72, tie_word_embeddings=False,
+        hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=16, rope_parameters={
+            "rope_type": "llama3", "rope_theta": 500.0, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+        },
+    )
+    write_checkpoint(
+        "llama-linear", LlamaForCausalLM, LlamaConfig, torch.float32, 4, attention_bias=True,
+        tie_word_embeddings=True, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=3, num_key_value_heads=1, head_dim=12, length=72,
+        rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5},
+    )
+    write_checkpoint(
+        "mistral", MistralForCausalLM, MistralConfig, torch.bfloat16, 5, length=72, shard="24KB",
+        tie_word_embeddings=False, hidden_size=32, intermediate_size=56, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=12, sliding_window=20,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    write_checkpoint(
+        "gemma3", Gemma3ForCausalLM, Gemma3TextConfig, torch.bfloat16, 6, length=72, shard="24KB",
+        tie_word_embeddings=True, hidden_size=40, intermediate_size=56, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=14, query_pre_attn_scalar=20,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
     )
 
 
