@@ -6,8 +6,8 @@
 //! [`manifest`] by which a model is named (`name@digest`).
 //!
 //! The second half, behind the feature `engine`, loads an ordinary Hugging Face checkpoint
-//! directory ([`checkpoint`]) into a Qwen3 decoder written in burn ([`qwen3`]), and runs it
-//! ([`engine`], [`runner`]). [`train`] makes the model that is built in ([`embedded`]).
+//! directory ([`checkpoint`]) into a decoder written in burn ([`decoder`]: Qwen3, Llama, Mistral,
+//! Gemma 3), and runs it ([`engine`], [`runner`]). [`train`] makes the model that is built in ([`embedded`]).
 //!
 //! Two rules hold everywhere, because an answer may be continued by another worker:
 //!
@@ -28,11 +28,11 @@ mod tokens;
 #[cfg(feature = "engine")]
 pub mod checkpoint;
 #[cfg(feature = "engine")]
+pub mod decoder;
+#[cfg(feature = "engine")]
 pub mod embedded;
 #[cfg(feature = "engine")]
 pub mod engine;
-#[cfg(feature = "engine")]
-pub mod qwen3;
 #[cfg(feature = "engine")]
 pub mod runner;
 #[cfg(feature = "engine")]

@@ -1,10 +1,11 @@
 //! Loading a Hugging Face checkpoint directory.
 //!
 //! ```text
-//! config.json             dimensions        → Qwen3Config, end-of-turn tokens   (config)
-//! *.safetensors           weights           → Qwen3                             (tensors)
-//! tokenizer.json          vocabulary        → ids ⇄ bytes                       (tokenizer)
-//! tokenizer_config.json   chat template     → messages → prompt text            (template)
+//! config.json                    dimensions     → DecoderConfig, end-of-turn tokens (config)
+//! *.safetensors                  weights        → Decoder                           (tensors)
+//! model.safetensors.index.json   tensor → shard                                     (tensors)
+//! tokenizer.json                 vocabulary     → ids ⇄ bytes                       (tokenizer)
+//! tokenizer_config.json          chat template  → messages → prompt text            (template)
 //! ```
 //!
 //! Every file is read once into memory, hashed there, and parsed from the same bytes: whoever owns
@@ -24,9 +25,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-pub use config::{ConfigError, ModelConfig, parse_config};
+pub use config::{ConfigError, ModelConfig, parse_config, parse_dimensions};
 pub use template::{ChatTemplate, TemplateError};
-pub use tensors::{TensorError, Tensors};
+pub use tensors::{INDEX_FILE, TensorError, Tensors};
 pub use tokenizer::{TextTokenizer, TokenizerError};
 
 use crate::ModelDigest;
@@ -34,7 +35,7 @@ use crate::manifest::{self, Manifest, ManifestError};
 
 /// Largest `config.json`; a real one has about a kilobyte.
 pub const MAX_CONFIG_BYTES: u64 = 256 * 1024;
-/// Largest tokenizer file; Qwen3's has 11 MB.
+/// Largest tokenizer file; Gemma 3's has 33 MB. The index of the shards stays far below.
 pub const MAX_TOKENIZER_BYTES: u64 = 64 * 1024 * 1024;
 /// Room for a weight file's header and for tensors that are not used, beside the weights themselves.
 const WEIGHT_SLACK_BYTES: u64 = 64 * 1024 * 1024;
@@ -132,8 +133,9 @@ impl Checkpoint {
         let config = parse_config(need("config.json")?, find("generation_config.json"))?;
         let tokenizer = TextTokenizer::parse(need("tokenizer.json")?, config.dimensions.vocab_size)?;
         let template = ChatTemplate::parse(find("tokenizer_config.json"), find("chat_template.jinja"))?;
+        let index = find(INDEX_FILE).map(<[u8]>::to_vec);
         let weights = files.into_iter().filter(|(n, _)| n.ends_with(".safetensors")).collect();
-        let tensors = Tensors::parse(weights)?;
+        let tensors = Tensors::parse(weights, index.as_deref())?;
         Ok(Self { name, config, tensors, tokenizer, template, manifest })
     }
 }
@@ -155,7 +157,7 @@ fn read_dir(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<(Strin
     }
     // The configuration first: it bounds everything else.
     let config = read(dir, "config.json", MAX_CONFIG_BYTES)?;
-    let weights = parse_config(&config, None)?.dimensions.parameters().saturating_mul(4);
+    let weights = parse_dimensions(&config)?.parameters().saturating_mul(4);
     let mut room = weights.saturating_add(WEIGHT_SLACK_BYTES);
     let mut done = 0;
     let mut files = Vec::new();

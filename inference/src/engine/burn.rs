@@ -13,8 +13,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Engine, EngineError, Generation, LoadError, Sampler, Step};
 use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer, TokenizerError};
+use crate::decoder::{Decoder, KvCache};
 use crate::manifest::Manifest;
-use crate::qwen3::{KvCache, Qwen3};
 use crate::text::TextStream;
 use crate::{FinishReason, GenerateRequest, ModelDigest, ModelInfo, RequestError, Token};
 
@@ -34,7 +34,7 @@ pub struct BurnEngine {
 struct Shared {
     info: ModelInfo,
     config: ModelConfig,
-    model: Qwen3,
+    model: Decoder,
     tokenizer: TextTokenizer,
     template: ChatTemplate,
     manifest: Manifest,
@@ -64,7 +64,7 @@ impl BurnEngine {
         let device = Device::flex();
         let dimensions = config.dimensions.clone();
         let model =
-            guard(|| Qwen3::from_tensors(dimensions, &device, |name, shape| tensors.get(name, shape)))
+            guard(|| Decoder::from_tensors(dimensions, &device, |name, shape| tensors.get(name, shape)))
                 .map_err(LoadError::Backend)??;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let info = ModelInfo {
@@ -72,7 +72,7 @@ impl BurnEngine {
             digest: manifest.digest(),
             context: count(config.dimensions.max_position_embeddings),
             parameters: config.dimensions.parameters(),
-            family: "qwen3".into(),
+            family: config.dimensions.family.name().into(),
             quantisation: "f32".into(),
         };
         let shared = Shared { info, config, model, tokenizer, template, manifest, device };

@@ -6,11 +6,19 @@ use cocoon_inference::{BurnEngine, Engine, LoadError, embedded};
 
 use crate::testkit::{fixture, load};
 
-/// A copy of the fixture with one file changed.
+/// A copy of the one-file fixture with one file changed.
 fn changed(file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> tempfile::TempDir {
+    changed_of("untied", file, change)
+}
+
+/// A copy of a fixture's model files with one changed.
+fn changed_of(name: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(fixture("untied").join(name), dir.path().join(name)).unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let entry = entry.unwrap();
+        if !entry.file_name().to_str().unwrap().starts_with("expected") {
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
     }
     let path = dir.path().join(file);
     let bytes = change(std::fs::read(&path).unwrap());
@@ -65,7 +73,8 @@ fn a_defect_of_the_weights_names_the_tensor() {
         changed("config.json", |b| replace(b, "\"intermediate_size\": 80", "\"intermediate_size\": 84"));
     assert_eq!(
         error(wider.path()),
-        "weights: tensor model.layers.0.mlp.gate_proj.weight has shape [80, 48], the configuration asks for [84, 48]"
+        "weights: model.safetensors: tensor model.layers.0.mlp.gate_proj.weight has shape [80, 48], the \
+         configuration asks for [84, 48]"
     );
     let deeper = changed("config.json", |b| {
         let longer = replace(b, "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
@@ -83,6 +92,51 @@ fn a_defect_of_the_weights_names_the_tensor() {
         bytes
     });
     assert!(error(cut.path()).contains("model.safetensors is no safetensors file"));
+}
+
+#[test]
+fn a_defect_of_a_sharded_checkpoint_names_file_and_tensor() {
+    const INDEX: &str = "model.safetensors.index.json";
+    const SECOND: &str = "model-00002-of-00005.safetensors";
+    let missing = changed_of("mistral", INDEX, |b| b);
+    std::fs::remove_file(missing.path().join(SECOND)).unwrap();
+    let text = error(missing.path());
+    assert!(text.starts_with(&format!("weights: {SECOND} is missing, in which")), "{text}");
+
+    let moved = changed_of("mistral", INDEX, |b| replace(b, SECOND, "model-00001-of-00005.safetensors"));
+    let text = error(moved.path());
+    assert!(
+        text.starts_with("weights: model-00001-of-00005.safetensors holds no tensor model.layers."),
+        "{text}"
+    );
+
+    let outside = changed_of("mistral", INDEX, |b| replace(b, SECOND, "../../secret.safetensors"));
+    let text = error(outside.path());
+    assert!(text.contains("is said to be in \"../../secret.safetensors\""), "{text}");
+
+    let unlisted = changed_of("mistral", INDEX, |b| replace(b, "lm_head.weight", "lm_head.other"));
+    let text = error(unlisted.path());
+    assert!(text.contains("holds no tensor lm_head.other"), "{text}");
+
+    let nan = changed_of("mistral", SECOND, |mut bytes| {
+        let end = bytes.len();
+        bytes[end - 2..].copy_from_slice(&[0xC0, 0x7F]);
+        bytes
+    });
+    let text = error(nan.path());
+    assert!(text.starts_with(&format!("weights: {SECOND}: tensor model.layers.")), "{text}");
+    assert!(text.contains("holds NaN or infinity at index"), "{text}");
+}
+
+#[test]
+fn one_changed_byte_of_the_index_breaks_the_digest() {
+    let digest = load("gemma3").info().digest;
+    let dir = changed_of("gemma3", "model.safetensors.index.json", |mut bytes| {
+        bytes.push(b' ');
+        bytes
+    });
+    let error = BurnEngine::load(dir.path(), Some(digest), &mut |_, _| ()).unwrap_err();
+    assert!(error.to_string().starts_with("model digest is"), "{error}");
 }
 
 #[test]

@@ -101,3 +101,9 @@ fn manifest() {
 fn hf_config() {
     replay("hf_config", fuzz::hf_config);
 }
+
+#[cfg(feature = "engine")]
+#[test]
+fn shard_index() {
+    replay("shard_index", fuzz::shard_index);
+}

@@ -1,16 +1,17 @@
 //! The decoder computes what `transformers` computes.
 //!
-//! The fixtures are random checkpoints with the logits of PyPI/Debian `transformers` at every
-//! position, written by `tests/parity/make_fixture.py`. The bound is the largest difference relative
-//! to the largest logit of the position.
+//! The fixtures are random checkpoints of every family with the logits of `transformers` at every
+//! position, written by `tests/parity/make_fixture.py`, which says what each covers. The bound is the
+//! largest difference relative to the largest logit of the position.
 
-use cocoon_inference::BurnEngine;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::testkit::{fixture, load};
 
 const BOUND: f32 = 1e-4;
-const FIXTURES: [&str; 2] = ["untied", "tied"];
+const FIXTURES: [&str; 6] = ["untied", "tied", "llama3", "llama-linear", "mistral", "gemma3"];
+/// Tokens per step: one by one, an odd number that straddles windows, and all at once.
+const CHUNKS: [usize; 3] = [1, 7, 96];
 
 struct Expected {
     ids: Vec<u32>,
@@ -70,29 +71,35 @@ fn prefill_equals_token_by_token() {
     for name in FIXTURES {
         let expected = expected(name);
         let engine = load(name);
-        for chunk in [1, 7, 64] {
+        for chunk in CHUNKS {
             let logits = engine.logits_cached(&expected.ids, chunk).unwrap();
             assert_close(&format!("{name}, chunks of {chunk}"), &logits, &expected.logits);
         }
     }
 }
 
-fn greedy(engine: &BurnEngine, prompt: &[u32], count: usize) -> Vec<u32> {
-    let mut ids = prompt.to_vec();
-    for _ in 0..count {
-        let logits = engine.logits_cached(&ids, 1).unwrap();
-        ids.push(argmax(logits.last().unwrap()));
-    }
-    ids.split_off(prompt.len())
-}
-
+/// If the best token after each prefix of a continuation is its next one, then greedy decoding makes
+/// that continuation: one pass over it decides.
 #[test]
 fn the_greedy_continuation_is_that_of_transformers() {
     for name in FIXTURES {
-        let expected = expected(name);
-        let found = greedy(&load(name), &expected.greedy_prompt, expected.greedy.len());
-        assert_eq!(found, expected.greedy, "{name}");
+        let Expected { greedy_prompt, greedy, .. } = expected(name);
+        assert_eq!(greedy.len(), 64);
+        let engine = load(name);
+        let whole = [&greedy_prompt[..], &greedy[..greedy.len() - 1]].concat();
+        for chunk in CHUNKS {
+            let logits = engine.logits_cached(&whole, chunk).unwrap();
+            let found: Vec<u32> = logits[greedy_prompt.len() - 1..].iter().map(|row| argmax(row)).collect();
+            assert_eq!(found, greedy, "{name}, chunks of {chunk}");
+        }
     }
+}
+
+#[test]
+fn every_family_is_served_under_its_name() {
+    use cocoon_inference::Engine;
+    let families = FIXTURES.map(|name| load(name).info().family.clone());
+    assert_eq!(families, ["qwen3", "qwen3", "llama", "llama", "mistral", "gemma3"]);
 }
 
 #[test]

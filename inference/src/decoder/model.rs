@@ -3,31 +3,29 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use super::layer::{Layer, Rows, project, rms_norm};
-use super::rope::Rope;
-use super::{KvCache, Qwen3Config};
+use super::layer::{Layer, project, rms_norm};
+use super::view::{Rows, View};
+use super::{Attention, DecoderConfig, KvCache};
 
-/// Added to the score of a key that a query must not see. Finite, so that no row of scores can
-/// become NaN; e to this power is zero in f32 beside any real score.
-const MASKED: f32 = -1e9;
-
-/// A Qwen3 decoder with its weights.
+/// A decoder with its weights.
 ///
-/// `Qwen3::from_tensors` in [`weights`](super::weights) reads one from a checkpoint.
+/// `Decoder::from_tensors` in [`weights`](super::weights) reads one from a checkpoint.
 #[derive(Module, Debug)]
-pub struct Qwen3 {
+pub struct Decoder {
+    /// `[vocab, hidden]`.
     pub(super) embed: Param<Tensor<2>>,
     pub(super) layers: Vec<Layer>,
+    /// Before the output projection, `[hidden]`.
     pub(super) norm: Param<Tensor<1>>,
-    /// Absent when embeddings are tied.
+    /// `[vocab, hidden]`; absent when embeddings are tied.
     pub(super) lm_head: Option<Param<Tensor<2>>>,
     #[module(skip)]
-    pub(super) config: Qwen3Config,
+    pub(super) config: DecoderConfig,
 }
 
-impl Qwen3 {
+impl Decoder {
     /// The dimensions.
-    pub fn config(&self) -> &Qwen3Config {
+    pub fn config(&self) -> &DecoderConfig {
         &self.config
     }
 
@@ -79,30 +77,22 @@ impl Qwen3 {
     ) -> Tensor<2> {
         let config = &self.config;
         let start = cache.as_ref().map_or(0, |c| c.len());
-        let rope = Rope::new(start, rows.time, config.head_dim, config.rope_theta, device);
-        let group = config.num_attention_heads / config.num_key_value_heads;
-        // A single new token sees everything before it: no mask.
-        let mask = (rows.time > 1).then(|| causal_mask(start, rows.time, group, device));
-        let mut x = self.embed.val().select(0, ids);
-        for (i, layer) in self.layers.iter().enumerate() {
+        let x = self.embed.val().select(0, ids);
+        let mut x = if config.embed_scale == 1.0 { x } else { x * config.embed_scale };
+        // Layers of equal attention share positions and masks; a model has one or two kinds.
+        let mut views: Vec<(Attention, View)> = Vec::new();
+        for (i, (layer, &attention)) in self.layers.iter().zip(&config.layers).enumerate() {
+            let known = views.iter().position(|(of, _)| *of == attention);
+            let at = known.unwrap_or_else(|| {
+                views.push((attention, View::new(config, attention, start, rows.time, device)));
+                views.len() - 1
+            });
             let cache = cache.as_deref_mut().map(|c| (c, i));
-            x = layer.forward(config, x, rows, &rope, mask.as_ref(), cache);
+            x = layer.forward(config, x, rows, &views[at].1, cache);
         }
         if let Some(cache) = cache {
             cache.advance(rows.time);
         }
         x
     }
-}
-
-/// `[1, 1, group · time, start + time]`: query `t` sees keys up to `start + t`.
-fn causal_mask(start: usize, time: usize, group: usize, device: &Device) -> Tensor<4> {
-    let keys = start + time;
-    let mut mask = Vec::with_capacity(group * time * keys);
-    for _ in 0..group {
-        for t in 0..time {
-            mask.extend((0..keys).map(|k| if k <= start + t { 0.0 } else { MASKED }));
-        }
-    }
-    Tensor::from_data(TensorData::new(mask, [1, 1, group * time, keys]), device)
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::Qwen3Config;
+use super::DecoderConfig;
 
 /// The key/value cache of one sequence: per layer two buffers `[1, kv_heads, capacity, head_dim]`,
 /// allocated once.
@@ -25,10 +25,10 @@ struct Pair {
 
 impl KvCache {
     /// A cache with room for `capacity` tokens.
-    pub fn new(config: &Qwen3Config, capacity: usize, device: &Device) -> Self {
+    pub fn new(config: &DecoderConfig, capacity: usize, device: &Device) -> Self {
         let shape = [1, config.num_key_value_heads, capacity.max(1), config.head_dim];
         let zeros = || Tensor::<4>::zeros(shape, device);
-        let layers = (0..config.num_hidden_layers).map(|_| Pair { keys: zeros(), values: zeros() }).collect();
+        let layers = config.layers.iter().map(|_| Pair { keys: zeros(), values: zeros() }).collect();
         Self { layers, capacity, len: 0 }
     }
 
@@ -48,19 +48,21 @@ impl KvCache {
     }
 
     /// Writes the keys and values of new tokens, `[1, kv_heads, new, head_dim]`, behind the ones of
-    /// earlier tokens and returns views of all of them. [`advance`](Self::advance) makes them count.
+    /// earlier tokens and returns views of all from `first` on. [`advance`](Self::advance) makes them
+    /// count.
     pub(super) fn append(
         &mut self,
         layer: usize,
         keys: Tensor<4>,
         values: Tensor<4>,
+        first: usize,
     ) -> (Tensor<4>, Tensor<4>) {
         let [_, heads, new, width] = keys.dims();
         let range = [0..1, 0..heads, self.len..self.len + new, 0..width];
         let pair = &mut self.layers[layer];
         pair.keys.inplace(|buffer| buffer.slice_assign(range.clone(), keys));
         pair.values.inplace(|buffer| buffer.slice_assign(range, values));
-        let view = |buffer: &Tensor<4>| buffer.clone().slice_dim(2, 0..self.len + new);
+        let view = |buffer: &Tensor<4>| buffer.clone().slice_dim(2, first..self.len + new);
         (view(&pair.keys), view(&pair.values))
     }
 

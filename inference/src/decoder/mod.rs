@@ -1,0 +1,41 @@
+//! One decoder for the model families that share its skeleton.
+//!
+//! A layer is `x + attention(norm(x))`, then `x + mlp(norm(x))`, with grouped-query attention (each
+//! key/value head serves `heads / kv_heads` query heads), rotary positions and a gated feed-forward
+//! part. The families differ in what [`Family`] and [`DecoderConfig`] say:
+//!
+//! | | Qwen3 | Llama | Mistral | Gemma 3 |
+//! |---|---|---|---|---|
+//! | norms of query and key heads | yes | – | – | yes |
+//! | norms of what joins the residual stream | – | – | – | yes |
+//! | norm weights in the checkpoint | `w` | `w` | `w` | `w - 1` |
+//! | gate | SiLU | SiLU | SiLU | GELU, tanh form |
+//! | scores times | 1/√head_dim | 1/√head_dim | 1/√head_dim | 1/√query_pre_attn_scalar |
+//! | embeddings times | 1 | 1 | 1 | √hidden_size |
+//! | sliding window | – | – | all layers, or none | most layers, with a RoPE base of their own |
+//! | biases of attention | – | optional | – | – |
+//!
+//! All of it was read in the modelling code of `transformers` 5.12, and `tests/parity` compares every
+//! family with what that library computes.
+//!
+//! * [`Decoder::forward`] runs a batch of rows without a cache. burn tensors carry their device at run
+//!   time, so it can be differentiated on an autodiff device.
+//! * [`Decoder::forward_cached`] appends tokens to one sequence's [`KvCache`]: this is what serving
+//!   runs. The cache is allocated once and written in place; attention reads a view of it.
+//! * [`weights`] maps the tensor names of a Hugging Face checkpoint to parameters.
+//!
+//! Weights keep the checkpoint's `[out, in]` layout, which is also burn-flex's faster one for a
+//! single row. Query, key and value projections are stacked into one matrix, gate and up
+//! projections into another, so that a decode step makes four matrix products per layer.
+
+mod cache;
+mod config;
+mod layer;
+mod model;
+mod rope;
+mod view;
+pub mod weights;
+
+pub use cache::KvCache;
+pub use config::{Attention, DecoderConfig, Family, Gate, RopeScaling, Rotary};
+pub use model::Decoder;
