@@ -8,8 +8,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, Subcommand};
 use cocoon_inference::{
-    BurnEngine, ChatRole, Engine as _, GenerateRequest, Message, Sampling, complete, embedded,
-    manifest::verify_digest,
+    BurnEngine, ChatRole, Engine as _, GenerateRequest, Message, Sampling, complete, manifest::verify_digest,
 };
 use serde_json::json;
 
@@ -58,7 +57,21 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What a model computes after each of some tokens, to compare with another program
+    Logits {
+        /// A checkpoint folder; absent, the embedded model
+        folder: Option<PathBuf>,
+        /// Token ids, such as 1,2,3
+        #[arg(long, value_delimiter = ',', required = true)]
+        ids: Vec<u32>,
+        /// Print {"logits": [[…], …]}, one list for each position; otherwise only the best token of each
+        #[arg(long)]
+        json: bool,
+    },
 }
+
+/// Tokens per step of `logits`: as a worker computes a prompt.
+const CHUNK: usize = 64;
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
@@ -74,34 +87,28 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
             };
             generate(folder.as_deref(), prompt, sampling, *json)
         }
+        Command::Logits { folder, ids, json } => logits(folder.as_deref(), ids, *json),
     }
 }
 
 fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<()> {
-    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let embedded_dir = scratch.path().join(embedded::NAME);
-    embedded::write_to(&embedded_dir).context("cannot unpack the embedded model")?;
-    let mut found = vec![("(embedded)".to_owned(), embedded_dir)];
+    let describe = |engine: &BurnEngine, path: String| {
+        let info = engine.info();
+        json!({
+            "name": info.name, "digest": hex::encode(info.digest), "path": path, "family": info.family,
+            "parameters": info.parameters, "context": info.context,
+        })
+    };
+    let mut models = vec![describe(&BurnEngine::embedded()?, "(embedded)".into())];
     for folder in folders {
         let inside =
             std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
         let mut all: Vec<PathBuf> = inside.filter_map(|entry| Some(entry.ok()?.path())).collect();
         all.push(folder.clone());
         all.sort();
-        found.extend(
-            all.into_iter()
-                .filter(|path| path.join("config.json").is_file())
-                .map(|path| (path.display().to_string(), path)),
-        );
-    }
-    let mut models = Vec::new();
-    for (shown, path) in found {
-        let engine = load(&path)?;
-        let info = engine.info();
-        models.push(json!({
-            "name": info.name, "digest": hex::encode(info.digest), "path": shown, "family": info.family,
-            "parameters": info.parameters, "context": info.context,
-        }));
+        for path in all.into_iter().filter(|path| path.join("config.json").is_file()) {
+            models.push(describe(&load(&path)?, path.display().to_string()));
+        }
     }
     if json {
         output::json(&json!({"models": models}));
@@ -132,16 +139,7 @@ fn verify(folder: &Path, digest: &str) -> anyhow::Result<()> {
 }
 
 fn generate(folder: Option<&Path>, prompt: &str, sampling: Sampling, json: bool) -> anyhow::Result<()> {
-    let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let folder = match folder {
-        Some(folder) => folder.to_owned(),
-        None => {
-            let dir = scratch.path().join(embedded::NAME);
-            embedded::write_to(&dir).context("cannot unpack the embedded model")?;
-            dir
-        }
-    };
-    let engine = load(&folder)?;
+    let engine = load_or_embedded(folder)?;
     let request = GenerateRequest {
         model: engine.info().digest,
         messages: vec![Message { role: ChatRole::User, content: prompt.to_owned() }],
@@ -163,6 +161,28 @@ fn generate(folder: Option<&Path>, prompt: &str, sampling: Sampling, json: bool)
         let _ = std::io::stdout().flush();
     }
     Ok(())
+}
+
+fn logits(folder: Option<&Path>, ids: &[u32], json: bool) -> anyhow::Result<()> {
+    let rows = load_or_embedded(folder)?.logits_cached(ids, CHUNK)?;
+    if json {
+        output::json(&json!({"logits": rows}));
+        return Ok(());
+    }
+    for (id, row) in ids.iter().zip(&rows) {
+        let best = row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        if let Some((best, logit)) = best {
+            output::line(format!("after {id}: best {best} with {logit}"));
+        }
+    }
+    Ok(())
+}
+
+fn load_or_embedded(folder: Option<&Path>) -> anyhow::Result<BurnEngine> {
+    match folder {
+        Some(folder) => load(folder),
+        None => Ok(BurnEngine::embedded()?),
+    }
 }
 
 fn load(folder: &Path) -> anyhow::Result<BurnEngine> {
