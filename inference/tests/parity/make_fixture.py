@@ -21,7 +21,8 @@ are not one, since those are the places where a decoder can be wrong and still l
 
 expected.safetensors holds `ids` (the sequence), `logits` (f32, after every position), `greedy_prompt` and
 `greedy` (the continuation that `generate` picks). expected_chat.json holds rendered conversations with
-their token ids, from `apply_chat_template`.
+their token ids, from `apply_chat_template`. `mistral` and `gemma3` have SentencePiece vocabularies, the
+others byte-level ones.
 """
 
 import json
@@ -57,7 +58,7 @@ CHATS = [
     [{"role": "user", "content": "What is 17 + 25?"}],
     [
         {"role": "system", "content": "Be brief.\n"},
-        {"role": "user", "content": "Gr\u00fc\u00dfe, \u4e16\u754c \U0001f980"},
+        {"role": "user", "content": "in the thin  ether: Gr\u00fc\u00dfe, \u4e16\u754c \U0001f980"},
         {"role": "assistant", "content": "<think>hm</think>Hi"},
         {"role": "user", "content": "  twice   "},
     ],
@@ -109,8 +110,36 @@ def tokenizer_json():
     }
 
 
+def sentencepiece_json(prepend):
+    """SentencePiece's BPE as `transformers` converts it: spaces are U+2581, unknown characters bytes.
+
+    With `prepend` as in Mistral and Llama 2, where every text begins with a space; without it as in Gemma.
+    """
+    whole = tokenizer_json()
+    space, replace = "\u2581", {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    merges = [(space, "t"), ("h", "e"), (space + "t", "he"), ("i", "n"), (space, "in")]
+    pieces = [space, "t", "h", "e", "i", "n", *(a + b for a, b in merges)]
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    # Here, unlike above, control tokens are entries of the vocabulary too.
+    vocab.update({piece: 256 + i for i, piece in enumerate([*SPECIALS, *pieces])})
+    assert len(vocab) == VOCAB
+    decoders = [
+        {"type": "Replace", "pattern": {"String": space}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prepend:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+        replace = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": space}, replace]}
+    whole.update(normalizer=replace, pre_tokenizer=None, decoder={"type": "Sequence", "decoders": decoders})
+    whole["model"].update(byte_fallback=True, fuse_unk=True, vocab=vocab, merges=merges)
+    return whole
+
+
 def write_tokenizer(folder):
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(), indent=1) + "\n")
+    kinds = {"mistral": lambda: sentencepiece_json(True), "gemma3": lambda: sentencepiece_json(False)}
+    tokenizer = kinds.get(folder.name, tokenizer_json)()
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, indent=1) + "\n")
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
@@ -194,7 +223,8 @@ def write_checkpoint(name, model_class, config_class, dtype, seed, length=40, sh
     for messages in CHATS:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        chats.append({"messages": messages, "text": text, "ids": ids})
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        chats.append({"messages": messages, "text": text, "ids": ids, "decoded": decoded})
     (folder / "expected_chat.json").write_text(json.dumps(chats, indent=1) + "\n")
     count = sum(p.numel() for p in model.parameters())
     print(f"{name}: {count} parameters; smallest lead {lead:.1e}; greedy", greedy.tolist())
