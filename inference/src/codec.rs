@@ -8,8 +8,8 @@ use bincode::config::{self, Config};
 
 use crate::GenerateRequest;
 
-/// Version of the encoding.
-pub const VERSION: u8 = 1;
+/// Version of the encoding. 2 brought the sampling options beyond temperature and `top_p`.
+pub const VERSION: u8 = 2;
 /// Largest encoded request: all text, a long prefix and some room.
 pub const MAX_REQUEST_BYTES: usize = 512 * 1024;
 
@@ -101,6 +101,6 @@ mod tests {
         assert_eq!(decode_request(&[9]), Err(CodecError::Version { found: 9 }));
         assert!(matches!(decode_request(&good[..20]), Err(CodecError::Malformed(_))));
         let found = MAX_REQUEST_BYTES + 1;
-        assert_eq!(decode_request(&vec![1; found]), Err(CodecError::TooLarge { found }));
+        assert_eq!(decode_request(&vec![VERSION; found]), Err(CodecError::TooLarge { found }));
     }
 }

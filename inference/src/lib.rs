@@ -11,7 +11,8 @@
 //!
 //! Two rules hold everywhere, because an answer may be continued by another worker:
 //!
-//! * The next token is a function of the token ids before it, the seed and the output position.
+//! * The next token is a function of the token ids before it, the seed and the output position; so are
+//!   penalties and log-probabilities.
 //! * The text released so far is a function of the output ids so far. A request resumed with
 //!   [`GenerateRequest::prefix`] therefore emits exactly the text that was not yet emitted.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
@@ -45,14 +46,18 @@ pub use error::RequestError;
 pub use info::{ModelDigest, ModelInfo, ModelRef, ModelRefError};
 pub use job::{ChatRole, GenerateRequest, Message};
 pub use sampling::Sampling;
-pub use tokens::{FinishReason, Token, Usage};
+pub use tokens::{Alternative, FinishReason, Logprobs, Token, Usage};
 
 /// Bounds on what a request may hold.
 pub mod limits {
     pub use crate::codec::MAX_REQUEST_BYTES;
     pub use crate::info::MAX_NAME_BYTES;
     pub use crate::job::{MAX_CONTENT_BYTES, MAX_MESSAGES, MAX_PREFIX_TOKENS};
-    pub use crate::sampling::{MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE};
+    pub use crate::sampling::{
+        MAX_BIAS, MAX_LOGIT_BIAS, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_STOP_BYTES, MAX_STOP_TOKENS,
+        MAX_STOPS, MAX_TEMPERATURE, MAX_TOP_LOGPROBS,
+    };
+    pub use crate::tokens::{LOWEST_LOGPROB, MAX_PIECE_BYTES};
 }
 
 #[cfg(feature = "engine")]

@@ -1,5 +1,7 @@
 """The official `openai` package, unmodified, against the gateway."""
 
+import math
+
 import openai
 import pytest
 
@@ -10,6 +12,30 @@ def client(testnet):
 
 
 QUESTION = [{"role": "user", "content": "What is 12+34?"}]
+# A long answer, in which the same letters come again and again.
+LONG = [{"role": "user", "content": "What is a voucher?"}]
+# Nothing that the model was trained on, so that it is of many minds.
+OPEN = [{"role": "user", "content": "Sing of sea, salt & zebras"}]
+# With temperature 2 and this nucleus no two seeds agree for long.
+HOT = {"model": "cocoon-tiny", "messages": OPEN, "temperature": 2, "top_p": 0.98, "max_tokens": 40}
+
+
+def greedy(client, messages=QUESTION, **options):
+    return client.chat.completions.create(
+        model="cocoon-tiny", messages=messages, temperature=0, **options
+    )
+
+
+def streamed(client, **options):
+    """The chunks of a streamed answer, and the texts of its choices."""
+    chunks = list(
+        client.chat.completions.create(stream=True, stream_options={"include_usage": True}, **options)
+    )
+    texts = {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+    return chunks, texts
 
 
 def test_models_lists_the_embedded_model_with_its_digest(client):
@@ -54,14 +80,8 @@ def test_name_at_digest_is_a_model_too(client):
 
 
 def test_the_same_seed_gives_the_same_answer(client):
-    # Nothing that the model was trained on, so that it is of many minds.
-    question = [{"role": "user", "content": "Sing of sea, salt & zebras"}]
-
     def ask(seed):
-        answer = client.chat.completions.create(
-            model="cocoon-tiny", messages=question, temperature=2, top_p=0.98, seed=seed, max_tokens=40
-        )
-        return answer.choices[0].message.content
+        return client.chat.completions.create(seed=seed, **HOT).choices[0].message.content
 
     assert ask(7) == ask(7)
     assert len({ask(seed) for seed in range(6)}) > 1
@@ -100,9 +120,144 @@ def test_a_prompt_beyond_the_context_is_refused_as_openai_does(client):
 
 
 def test_a_field_nobody_acts_on_is_refused_by_name(client):
+    for field, value in [("parallel_tool_calls", True), ("reasoning_effort", "low"), ("store", True)]:
+        with pytest.raises(openai.BadRequestError) as refused:
+            greedy(client, **{field: value})
+        assert refused.value.param == field
+        assert refused.value.code == "unsupported_parameter"
+
+
+def test_fields_that_change_nothing_are_accepted(client):
+    labelled = greedy(
+        client, user="u", metadata={"a": "b"}, store=False, response_format={"type": "text"}, n=1
+    )
+    assert labelled.choices[0].message.content == greedy(client).choices[0].message.content
+
+
+def test_max_completion_tokens_is_the_newer_name_of_max_tokens(client):
+    old, new = greedy(client, max_tokens=3), greedy(client, max_completion_tokens=3)
+    assert new.choices[0].finish_reason == "length"
+    assert new.choices[0].message.content == old.choices[0].message.content
+    assert new.usage == old.usage
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="cocoon-tiny", messages=QUESTION, logit_bias={"5": 1})
+        greedy(client, max_tokens=3, max_completion_tokens=4)
+    assert refused.value.param == "max_completion_tokens"
+
+
+def test_logprobs_have_openai_s_shape(client):
+    answer = greedy(client, logprobs=True, top_logprobs=4)
+    content = answer.choices[0].logprobs.content
+    assert len(content) == answer.usage.completion_tokens
+    text = b"".join(bytes(entry.bytes or []) for entry in content).decode()
+    assert text == answer.choices[0].message.content
+    for entry in content:
+        tops = [top.logprob for top in entry.top_logprobs]
+        assert len(tops) == 4
+        assert tops == sorted(tops, reverse=True)
+        assert sum(math.exp(top) for top in tops) < 1 + 1e-4
+        # Greedy: the most likely token is the one that was picked.
+        assert (entry.token, entry.logprob) == (entry.top_logprobs[0].token, tops[0])
+
+
+def test_logprobs_do_not_change_with_the_sampling(client):
+    def first(**options):
+        options = {"messages": OPEN, "max_tokens": 1, "logprobs": True, "top_logprobs": 5} | options
+        answer = client.chat.completions.create(model="cocoon-tiny", **options)
+        return answer.choices[0].logprobs.content[0].top_logprobs
+
+    plain = first(temperature=0)
+    assert first(temperature=2, seed=3) == plain
+    assert first(temperature=0, extra_body={"repetition_penalty": 3}) == plain
+
+
+def test_streamed_logprobs_are_the_plain_ones(client):
+    plain = greedy(client, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    chunks, _ = streamed(
+        client, model="cocoon-tiny", messages=QUESTION, temperature=0, logprobs=True, top_logprobs=2
+    )
+    entries = [
+        entry
+        for chunk in chunks
+        for choice in chunk.choices
+        if choice.logprobs
+        for entry in choice.logprobs.content
+    ]
+    assert [entry.model_dump() for entry in entries] == [entry.model_dump() for entry in plain]
+
+
+def test_without_logprobs_there_are_none(client):
+    assert greedy(client).choices[0].logprobs is None
+    with pytest.raises(openai.BadRequestError) as refused:
+        greedy(client, top_logprobs=2)
+    assert refused.value.param == "top_logprobs"
+
+
+def test_n_answers_are_those_of_consecutive_seeds(client):
+    singles = [client.chat.completions.create(seed=seed, **HOT) for seed in (7, 8, 9)]
+    expected = [single.choices[0].message.content for single in singles]
+    answer = client.chat.completions.create(seed=7, n=3, **HOT)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in answer.choices] == expected
+    assert len(set(expected)) > 1
+    # Each answer read the prompt, and each is paid for.
+    assert answer.usage.prompt_tokens == sum(single.usage.prompt_tokens for single in singles)
+    assert answer.usage.completion_tokens == sum(single.usage.completion_tokens for single in singles)
+    receipt = answer.model_extra["cocoon"]
+    assert len(receipt["legs"]) == 3
+    assert receipt["total"] == sum(leg["cost"] for leg in receipt["legs"])
+
+
+def test_n_answers_stream_under_their_indices(client):
+    plain = client.chat.completions.create(seed=7, n=3, **HOT)
+    chunks, texts = streamed(client, seed=7, n=3, **HOT)
+    assert texts == {choice.index: choice.message.content for choice in plain.choices}
+    ends = [choice for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert sorted(end.index for end in ends) == [0, 1, 2]
+    assert chunks[-1].usage == plain.usage
+
+
+def test_n_is_bounded(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        greedy(client, n=9)
+    assert refused.value.param == "n"
+
+
+def test_penalties_change_a_repetitive_answer_and_repeat_themselves(client):
+    plain = greedy(client, LONG).choices[0].message.content
+    assert greedy(client, LONG, frequency_penalty=0, presence_penalty=0).choices[0].message.content == plain
+    options = {"frequency_penalty": 2, "presence_penalty": 1, "max_tokens": 60}
+    penalised = [greedy(client, LONG, **options).choices[0].message.content for _ in range(2)]
+    assert penalised[0] == penalised[1] != plain
+    with pytest.raises(openai.BadRequestError) as refused:
+        greedy(client, presence_penalty=2.5)
+    assert refused.value.param == "presence_penalty"
+
+
+def test_logit_bias_bans_and_favours_tokens(client):
+    # The embedded model's ids are bytes.
+    plain = greedy(client).choices[0].message.content
+    assert "4" in plain
+    without = greedy(client, logit_bias={str(ord("4")): -100}).choices[0].message.content
+    assert "4" not in without
+    only = greedy(client, logit_bias={str(ord("z")): 100}, max_tokens=4).choices[0].message.content
+    assert only == "zzzz"
+    with pytest.raises(openai.BadRequestError) as refused:
+        greedy(client, logit_bias={"261": 1})
     assert refused.value.param == "logit_bias"
+
+
+def test_the_common_extensions_work(client):
+    plain = greedy(client).choices[0].message.content
+    hot = {"model": "cocoon-tiny", "messages": QUESTION, "temperature": 2, "seed": 3}
+    for options in [{"top_k": 1}, {"min_p": 1}]:
+        answer = client.chat.completions.create(extra_body=options, **hot)
+        assert answer.choices[0].message.content == plain, options
+    stopped = greedy(client, extra_body={"stop_token_ids": [ord("4")]})
+    assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].message.content == plain[: plain.index("4")]
+    with pytest.raises(openai.BadRequestError) as refused:
+        greedy(client, extra_body={"repetition_penalty": 0})
+    assert refused.value.param == "repetition_penalty"
 
 
 def test_a_wrong_key_is_refused(testnet):

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{Engine, EngineError, Generation, LoadError, Sampler, Step};
+use super::{Engine, EngineError, Generation, LoadError, Sampler, Step, logprobs::logprobs};
 use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer, TokenizerError};
 use crate::decoder::{Decoder, KvCache};
 use crate::manifest::Manifest;
@@ -165,14 +165,18 @@ impl Engine for BurnEngine {
             return Err(RequestError::invalid("prefix", why));
         }
         shared.check_ids("prefix", prefix)?;
-        if let Some(id) = prefix.iter().find(|id| shared.config.end_tokens.contains(id)) {
+        let sampling = &request.sampling;
+        sampling.validate_ids(shared.config.dimensions.vocab_size)?;
+        let ends = |id: &u32| shared.config.end_tokens.contains(id) || sampling.stop_token_ids.contains(id);
+        if let Some(id) = prefix.iter().copied().find(ends) {
             let why = format!("token {id} ends an answer and cannot be continued");
             return Err(RequestError::invalid("prefix", why));
         }
-        let mut stream = TextStream::new(&request.sampling.stop);
+        let mut stream = TextStream::new(&sampling.stop);
         for &id in prefix {
             stream.push(shared.tokenizer.bytes(id));
         }
+        let sampler = Sampler::new(sampling, &ids, prefix);
         ids.extend_from_slice(prefix);
         Ok(Box::new(BurnGeneration {
             shared: Arc::clone(shared),
@@ -180,7 +184,9 @@ impl Engine for BurnEngine {
             prompt_tokens: count(ids.len()),
             ids,
             cache: None,
-            sampler: Sampler::new(&request.sampling),
+            sampler,
+            stop_token_ids: sampling.stop_token_ids.clone(),
+            logprobs: sampling.logprobs,
             text: stream,
             limit,
             ended: false,
@@ -229,10 +235,14 @@ struct BurnGeneration {
     /// Allocated by the first step, so that an answer that nobody pays for costs no memory.
     cache: Option<KvCache>,
     sampler: Sampler,
+    /// The request's, beside the model's own.
+    stop_token_ids: Vec<u32>,
+    /// How many alternatives to report beside each token.
+    logprobs: Option<u8>,
     text: TextStream,
     /// Output positions allowed.
     limit: usize,
-    /// The model ended its turn.
+    /// The model ended its turn, or made a token at which the request ends.
     ended: bool,
 }
 
@@ -276,22 +286,26 @@ impl Generation for BurnGeneration {
             return Ok(Step::Finished { reason, text: self.text.finish() });
         }
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let Some(logits) = guard(|| self.advance()).map_err(EngineError::Backend)? else {
+        let Some(mut logits) = guard(|| self.advance()).map_err(EngineError::Backend)? else {
             let done = count(self.cache.as_ref().map_or(0, KvCache::len));
             return Ok(Step::Prefilling { done, total: self.prompt_tokens });
         };
         let position = self.ids.len() - self.prompt;
         let id = self
             .sampler
-            .pick(&logits, count(position))
+            .pick(&mut logits, count(position))
             .ok_or(EngineError::NotFinite { position: count(self.ids.len()) })?;
-        if self.shared.config.end_tokens.contains(&id) {
+        if self.shared.config.end_tokens.contains(&id) || self.stop_token_ids.contains(&id) {
             self.ended = true;
             return self.step();
         }
         self.ids.push(id);
-        let text = self.text.push(self.shared.tokenizer.bytes(id));
-        Ok(Step::Token(Token { id, text }))
+        self.sampler.observe(id);
+        let tokenizer = &self.shared.tokenizer;
+        let text = self.text.push(tokenizer.bytes(id));
+        let logprobs =
+            self.logprobs.map(|top| Box::new(logprobs(&logits, id, top.into(), |id| tokenizer.bytes(id))));
+        Ok(Step::Token(Token { id, text, logprobs }))
     }
 
     fn at_end(&self) -> bool {

@@ -1,11 +1,14 @@
 //! An engine that costs nothing: it repeats the question, piece by piece.
 
 use super::{Engine, EngineError, Generation, Step};
+use crate::limits::MAX_PIECE_BYTES;
 use crate::text::TextStream;
-use crate::{ChatRole, FinishReason, GenerateRequest, ModelInfo, RequestError, Token};
+use crate::{Alternative, ChatRole, FinishReason, GenerateRequest, Logprobs, ModelInfo, RequestError, Token};
 
-/// The id of every token. A name for nothing: echoes have no vocabulary.
-const TOKEN_ID: u32 = 1;
+/// The id of every token: the vocabulary has no other, so that each is certain and nothing is left to sample.
+const TOKEN_ID: u32 = 0;
+/// Tokens of the vocabulary.
+const VOCAB: usize = 1;
 
 /// Answers with a fixed number of tokens of a fixed size: the last message, over and over.
 #[derive(Debug, Clone)]
@@ -46,10 +49,16 @@ impl Engine for EchoEngine {
         if request.model != self.info.digest {
             return Err(RequestError::UnknownModel);
         }
+        request.sampling.validate_ids(VOCAB)?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let prompt: usize = request.messages.iter().map(|m| m.content.len()).sum();
         let limit = self.tokens.min(request.sampling.max_tokens.unwrap_or(u32::MAX));
         let (prefix, prompt) = (count(request.prefix.len()), count(prompt));
+        let ended = request.sampling.stop_token_ids.contains(&TOKEN_ID);
+        if prefix > 0 && ended {
+            let why = format!("token {TOKEN_ID} ends an answer and cannot be continued");
+            return Err(RequestError::invalid("prefix", why));
+        }
         if prefix > limit {
             return Err(RequestError::invalid("prefix", format!("{prefix} tokens, the answer has {limit}")));
         }
@@ -65,6 +74,8 @@ impl Engine for EchoEngine {
             position: 0,
             limit,
             cut: limit < self.tokens,
+            ended,
+            logprobs: request.sampling.logprobs,
             text,
         };
         while generation.position < prefix {
@@ -84,13 +95,17 @@ struct EchoGeneration {
     limit: u32,
     /// Whether `limit` is the asker's.
     cut: bool,
+    /// Whether the only token there is ends the answer.
+    ended: bool,
+    /// How many alternatives to report beside each token.
+    logprobs: Option<u8>,
     text: TextStream,
 }
 
 impl EchoGeneration {
-    /// Releases the next `bytes` bytes of the endlessly repeated question, a little less where a
-    /// character would be cut.
-    fn token(&mut self) -> String {
+    /// The next `bytes` bytes of the endlessly repeated question, a little less where a character would
+    /// be cut.
+    fn token(&mut self) -> Token {
         let mut piece = String::with_capacity(self.bytes);
         loop {
             let rest = self.question.get(self.next..).unwrap_or_default();
@@ -104,7 +119,15 @@ impl EchoGeneration {
             self.next = 0;
         }
         self.position += 1;
-        self.text.push(piece.as_bytes())
+        let text = self.text.push(piece.as_bytes());
+        let logprobs = self.logprobs.map(|top| {
+            let mut bytes = piece.into_bytes();
+            bytes.truncate(MAX_PIECE_BYTES);
+            let certain = Alternative { id: TOKEN_ID, logprob: 0.0, bytes: bytes.clone() };
+            let top = (top > 0).then_some(certain).into_iter().collect();
+            Box::new(Logprobs { logprob: 0.0, bytes, top })
+        });
+        Token { id: TOKEN_ID, text, logprobs }
     }
 }
 
@@ -115,14 +138,14 @@ impl Generation for EchoGeneration {
 
     fn step(&mut self) -> Result<Step, EngineError> {
         if self.at_end() {
-            let cut = self.cut && !self.text.stopped();
+            let cut = self.cut && !self.ended && !self.text.stopped();
             let reason = if cut { FinishReason::Length } else { FinishReason::Stop };
             return Ok(Step::Finished { reason, text: self.text.finish() });
         }
-        Ok(Step::Token(Token { id: TOKEN_ID, text: self.token() }))
+        Ok(Step::Token(self.token()))
     }
 
     fn at_end(&self) -> bool {
-        self.text.stopped() || self.position >= self.limit
+        self.ended || self.text.stopped() || self.position >= self.limit
     }
 }

@@ -11,6 +11,7 @@
 
 mod burn;
 mod echo;
+mod logprobs;
 mod paced;
 mod sampler;
 
@@ -48,7 +49,7 @@ pub trait Generation: Send {
 }
 
 /// What a step did.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Step {
     /// Worked on the prompt; no token yet.
     Prefilling {

@@ -1,54 +1,129 @@
 //! Picking the next token.
 //!
 //! The random number for output position `p` is the first one of ChaCha8 keyed with the request's
-//! seed, on stream `p`. There is no state: a worker that resumes an answer at position `p` draws
-//! what the first worker would have drawn.
+//! seed, on stream `p`. It has no state: a worker that resumes an answer at position `p` draws what the
+//! first worker would have drawn.
+//!
+//! Penalties depend on the ids so far. The repetition penalty counts prompt and answer, as in CTRL
+//! (Keskar et al., 2019) and `transformers`; the frequency and presence penalties count the answer only,
+//! as vLLM does. A resumed request's prefix is part of the answer, so that the counts at position `p` are
+//! the same for whoever computes it.
+
+use std::cmp::Ordering;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Sampling;
+use crate::sampling::is_ban;
 
 /// The sampler of one request.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Sampler {
     temperature: f64,
     top_p: f64,
+    top_k: usize,
+    min_p: f64,
     seed: u64,
+    penalties: Penalties,
+    /// By rising id.
+    bias: Vec<(u32, f32)>,
+    /// Scratch, kept so that a token costs no allocation: the tokens to draw from, with their weights.
+    candidates: Vec<(u32, f64)>,
+    /// Scratch: logits that penalties and bias replaced, in that order.
+    replaced: Vec<(u32, f32)>,
 }
 
 impl Sampler {
-    /// A sampler for validated parameters.
-    pub fn new(sampling: &Sampling) -> Self {
-        Self {
+    /// A sampler for validated parameters, of an answer to `prompt` that so far has `prefix`.
+    pub fn new(sampling: &Sampling, prompt: &[u32], prefix: &[u32]) -> Self {
+        let mut sampler = Self {
             temperature: f64::from(sampling.temperature),
             top_p: f64::from(sampling.top_p),
+            top_k: usize::try_from(sampling.top_k).unwrap_or(usize::MAX),
+            min_p: f64::from(sampling.min_p),
             seed: sampling.seed,
-        }
+            penalties: Penalties::new(sampling, prompt),
+            bias: sampling.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect(),
+            candidates: Vec::new(),
+            replaced: Vec::new(),
+        };
+        prefix.iter().for_each(|&id| sampler.observe(id));
+        sampler
     }
 
-    /// The token for an output position, or `None` if the logits hold NaN or infinity.
-    pub fn pick(&self, logits: &[f32], position: u32) -> Option<u32> {
+    /// Takes note of a token of the answer.
+    pub fn observe(&mut self, id: u32) {
+        self.penalties.observe(id);
+    }
+
+    /// The token for an output position, or `None` if the logits hold NaN or infinity, or every token is
+    /// banned. The logits are changed meanwhile and left as they were.
+    pub fn pick(&mut self, logits: &mut [f32], position: u32) -> Option<u32> {
         if logits.iter().any(|l| !l.is_finite()) {
             return None;
         }
+        self.adjust(logits);
+        let picked = self.draw(logits, position);
+        // Backwards, since a token may have a penalty and a bias.
+        for (id, logit) in self.replaced.drain(..).rev() {
+            if let Some(adjusted) = logits.get_mut(id as usize) {
+                *adjusted = logit;
+            }
+        }
+        picked
+    }
+
+    /// Applies penalties and bias. A banned token gets minus infinity.
+    fn adjust(&mut self, logits: &mut [f32]) {
+        let Self { penalties, bias, replaced, .. } = self;
+        let mut replace = |id: u32, to: &dyn Fn(f32) -> f32| {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                replaced.push((id, *logit));
+                *logit = to(*logit);
+            }
+        };
+        for seen in &penalties.seen {
+            replace(seen.id, &|logit| penalties.apply(logit, seen.count));
+        }
+        for &(id, bias) in bias.iter() {
+            replace(id, &|logit| if is_ban(bias) { f32::NEG_INFINITY } else { finite(logit + bias) });
+        }
+    }
+
+    fn draw(&mut self, logits: &[f32], position: u32) -> Option<u32> {
         // Ties go to the lowest id: only a greater logit replaces an earlier one.
         let best = logits.iter().enumerate().reduce(|a, b| if b.1 > a.1 { b } else { a });
-        let (best, &greatest) = best?;
-        if self.temperature <= 0.0 {
+        let (best, &greatest) = best.filter(|best| best.1.is_finite())?;
+        // Asked for one token, the logits decide: weights may be equal where logits are not.
+        if self.temperature <= 0.0 || self.top_k == 1 {
             return u32::try_from(best).ok();
         }
-        let mut candidates: Vec<(u32, f64)> = (0u32..)
-            .zip(logits)
-            .map(|(id, &l)| (id, (f64::from(l - greatest) / self.temperature).exp()))
-            .collect();
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
+        candidates.extend(
+            (0u32..)
+                .zip(logits)
+                .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
+                .map(|(id, &l)| (id, ((f64::from(l) - f64::from(greatest)) / self.temperature).exp())),
+        );
+        if self.min_p > 0.0 {
+            // The greatest weight is 1, so that it always stays.
+            candidates.retain(|c| c.1 >= self.min_p);
+        }
+        if self.top_k > 0 && self.top_k < candidates.len() {
+            candidates.select_nth_unstable_by(self.top_k - 1, likelier);
+            candidates.truncate(self.top_k);
+            // What the selection leaves is in no order that another build must share.
+            candidates.sort_unstable_by(likelier);
+        }
         if self.top_p < 1.0 {
-            self.keep_nucleus(&mut candidates);
+            keep_nucleus(&mut candidates, self.top_p);
         }
         let total: f64 = candidates.iter().map(|c| c.1).sum();
         let mut left = self.uniform(position) * total;
         let mut picked = None;
-        for (id, weight) in candidates {
+        for &(id, weight) in &candidates {
             // Rounding may leave a little after the last one; it then gets it.
             picked = Some(id);
             left -= weight;
@@ -56,23 +131,8 @@ impl Sampler {
                 break;
             }
         }
+        self.candidates = candidates;
         picked
-    }
-
-    /// Keeps the most likely tokens, by falling weight and rising id, until they reach `top_p`.
-    fn keep_nucleus(&self, candidates: &mut Vec<(u32, f64)>) {
-        let total: f64 = candidates.iter().map(|c| c.1).sum();
-        // All tokens below this weight together cannot make up what the nucleus leaves out, so none
-        // of them is in it. It spares sorting a whole vocabulary.
-        let floor = total * (1.0 - self.top_p) / candidates.len() as f64;
-        candidates.retain(|c| c.1 >= floor);
-        candidates.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        let mut sum = 0.0;
-        let enough = candidates.iter().position(|c| {
-            sum += c.1;
-            sum >= self.top_p * total
-        });
-        candidates.truncate(enough.map_or(candidates.len(), |i| i + 1));
     }
 
     /// In [0, 1).
@@ -83,65 +143,86 @@ impl Sampler {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// By falling weight and rising id.
+fn likelier(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
 
-    use super::*;
+/// Keeps the most likely tokens until they reach `top_p` of all of them.
+fn keep_nucleus(candidates: &mut Vec<(u32, f64)>, top_p: f64) {
+    let total: f64 = candidates.iter().map(|c| c.1).sum();
+    // All tokens below this weight together cannot make up what the nucleus leaves out, so none
+    // of them is in it. It spares sorting a whole vocabulary.
+    let floor = total * (1.0 - top_p) / candidates.len() as f64;
+    candidates.retain(|c| c.1 >= floor);
+    candidates.sort_unstable_by(likelier);
+    let mut sum = 0.0;
+    let enough = candidates.iter().position(|c| {
+        sum += c.1;
+        sum >= top_p * total
+    });
+    candidates.truncate(enough.map_or(candidates.len(), |i| i + 1));
+}
 
-    fn sampler(temperature: f32, top_p: f32, seed: u64) -> Sampler {
-        Sampler::new(&Sampling { temperature, top_p, seed, ..Sampling::default() })
+/// Finite logits stay so whatever is done to them.
+fn finite(logit: f32) -> f32 {
+    logit.clamp(f32::MIN, f32::MAX)
+}
+
+/// What makes tokens that were there before less likely, or more.
+#[derive(Debug, Clone)]
+struct Penalties {
+    repetition: f32,
+    frequency: f32,
+    presence: f32,
+    /// The tokens to penalise, by rising id; empty if no penalty does anything.
+    seen: Vec<Seen>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    id: u32,
+    /// How often the answer has it; 0 for a token of the prompt alone.
+    count: u32,
+}
+
+impl Penalties {
+    fn new(sampling: &Sampling, prompt: &[u32]) -> Self {
+        let mut penalties = Self {
+            repetition: sampling.repetition_penalty,
+            frequency: sampling.frequency_penalty,
+            presence: sampling.presence_penalty,
+            seen: Vec::new(),
+        };
+        if penalties.repetition != 1.0 {
+            penalties.seen.extend(prompt.iter().map(|&id| Seen { id, count: 0 }));
+            penalties.seen.sort_unstable_by_key(|seen| seen.id);
+            penalties.seen.dedup_by_key(|seen| seen.id);
+        }
+        penalties
     }
 
-    #[test]
-    fn greedy_ties_go_to_the_lowest_id() {
-        assert_eq!(sampler(0.0, 1.0, 1).pick(&[0.0, 2.0, 2.0, 1.0], 0), Some(1));
-    }
-
-    #[test]
-    fn what_is_no_number_is_reported() {
-        assert_eq!(sampler(0.0, 1.0, 1).pick(&[0.0, f32::NAN], 0), None);
-        assert_eq!(sampler(1.0, 1.0, 1).pick(&[f32::INFINITY], 0), None);
-        assert_eq!(sampler(1.0, 1.0, 1).pick(&[], 0), None);
-    }
-
-    #[test]
-    fn frequencies_follow_the_probabilities() {
-        let logits = [0.6f32.ln(), 0.3f32.ln(), 0.1f32.ln()];
-        let sampler = sampler(1.0, 1.0, 42);
-        let mut counts = [0u32; 3];
-        for position in 0..20_000 {
-            counts[sampler.pick(&logits, position).unwrap() as usize] += 1;
+    fn observe(&mut self, id: u32) {
+        if self.repetition == 1.0 && self.frequency == 0.0 && self.presence == 0.0 {
+            return;
         }
-        for (count, expected) in counts.into_iter().zip([12_000.0f64, 6_000.0, 2_000.0]) {
-            assert!((f64::from(count) - expected).abs() < 6.0 * expected.sqrt(), "{counts:?}");
+        match self.seen.binary_search_by_key(&id, |seen| seen.id) {
+            Ok(at) => {
+                if let Some(seen) = self.seen.get_mut(at) {
+                    seen.count = seen.count.saturating_add(1);
+                }
+            }
+            Err(at) => self.seen.insert(at, Seen { id, count: 1 }),
         }
     }
 
-    proptest! {
-        #[test]
-        fn the_pick_is_a_function_of_seed_and_position(
-            logits in prop::collection::vec(-9f32..9.0, 1..50),
-            (temperature, top_p, seed, position) in (0f32..2.0, 0.01f32..=1.0, any::<u64>(), any::<u32>()),
-        ) {
-            let first = sampler(temperature, top_p, seed).pick(&logits, position);
-            let other = sampler(temperature, top_p, seed);
-            other.pick(&logits, position.wrapping_add(1));
-            prop_assert_eq!(first, other.pick(&logits, position));
-            prop_assert!((first.unwrap() as usize) < logits.len());
-        }
-
-        #[test]
-        fn the_pick_is_in_the_nucleus(
-            logits in prop::collection::vec(-9f32..9.0, 1..50),
-            (top_p, seed, position) in (0.01f32..1.0, any::<u64>(), any::<u32>()),
-        ) {
-            let picked = sampler(1.0, top_p, seed).pick(&logits, position).unwrap() as usize;
-            // The tokens strictly more likely than the pick must not reach top_p by themselves.
-            let weight = |l: &f32| f64::from(*l).exp();
-            let total: f64 = logits.iter().map(weight).sum();
-            let above: f64 = logits.iter().filter(|l| **l > logits[picked]).map(weight).sum();
-            prop_assert!(above / total < f64::from(top_p) + 1e-6);
-        }
+    fn apply(&self, logit: f32, count: u32) -> f32 {
+        let logit = if logit > 0.0 { logit / self.repetition } else { logit * self.repetition };
+        let presence = if count > 0 { self.presence } else { 0.0 };
+        finite(logit - self.frequency * count as f32 - presence)
     }
 }
+
+#[cfg(test)]
+#[path = "sampler_tests.rs"]
+mod tests;

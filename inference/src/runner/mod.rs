@@ -51,7 +51,7 @@ pub struct RunnerLimits {
 }
 
 /// What a job reports.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The request is fine. Its input can be priced.
     Prepared {

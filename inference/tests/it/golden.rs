@@ -15,9 +15,17 @@ fn request() -> GenerateRequest {
         sampling: Sampling {
             temperature: 0.5,
             top_p: 0.9,
+            top_k: 40,
+            min_p: 0.05,
+            repetition_penalty: 1.25,
+            frequency_penalty: 0.5,
+            presence_penalty: -0.5,
+            logit_bias: [(7, -100.0), (70_000, 2.5)].into(),
             seed: 1 << 40,
             stop: vec!["\n\n".into()],
+            stop_token_ids: vec![9, 300],
             max_tokens: Some(300),
+            logprobs: Some(5),
         },
         prefix: vec![0, 250, 251, 70_000],
     }
@@ -25,7 +33,7 @@ fn request() -> GenerateRequest {
 
 #[test]
 fn a_request_is_encoded_as_ever() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate_request_v1.hex");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate_request_v2.hex");
     let encoded = hex::encode(codec::encode_request(&request()).unwrap());
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, encoded.clone() + "\n").unwrap();
@@ -33,4 +41,13 @@ fn a_request_is_encoded_as_ever() {
     let golden = std::fs::read_to_string(&path).unwrap();
     assert_eq!(encoded, golden.trim());
     assert_eq!(codec::decode_request(&hex::decode(golden.trim()).unwrap()).unwrap(), request());
+}
+
+#[test]
+fn the_version_before_is_refused_by_number() {
+    let mut old = codec::encode_request(&request()).unwrap();
+    old[0] = 1;
+    let error = codec::decode_request(&old).unwrap_err();
+    assert_eq!(error, codec::CodecError::Version { found: 1 });
+    assert!(error.to_string().contains("update"), "{error}");
 }

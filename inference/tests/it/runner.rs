@@ -163,7 +163,7 @@ impl Generation for StepwiseGeneration {
         self.made += 1;
         self.stepped.send(self.made).unwrap();
         assert!(self.permits.recv().is_ok(), "the engine breaks off");
-        Ok(Step::Token(cocoon_inference::Token { id: self.made, text: String::new() }))
+        Ok(Step::Token(cocoon_inference::Token::new(self.made, "")))
     }
 
     fn at_end(&self) -> bool {

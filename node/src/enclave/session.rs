@@ -43,7 +43,7 @@ use cocoon_payments::{Address, NanoTon, Receipt};
 pub const BATCH_DELAY: Duration = Duration::from_millis(3);
 /// A batch is sent when it holds this many tokens, whatever the timer says.
 const BATCH_TOKENS: usize = 32;
-/// A batch is sent when its texts reach this size, so that any batch fits a record.
+/// A batch is sent when its tokens reach this size, so that any batch fits a record.
 const BATCH_BYTES: usize = 16 * 1024;
 /// How far the engine may run ahead of what was released, credit permitting: what a paused stream can still
 /// grow by.
@@ -465,7 +465,7 @@ impl Session {
         if count > 0 && self.meter.release(id, count as u32).is_ok() {
             for _ in 0..count {
                 let Some(token) = stream.ready.pop_front() else { break };
-                stream.batch_bytes += token.text.len();
+                stream.batch_bytes += token.size();
                 stream.batch.push(token);
                 if stream.batch.len() >= BATCH_TOKENS || stream.batch_bytes >= BATCH_BYTES {
                     flush(id, stream, out);

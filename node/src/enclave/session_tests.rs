@@ -37,7 +37,7 @@ fn request(text: &str, max_tokens: Option<u32>) -> GenerateRequest {
 }
 
 fn token(id: u32) -> Token {
-    Token { id, text: format!(" {id}") }
+    Token::new(id, format!(" {id}"))
 }
 
 /// A session with a clock, an engine's books and an asker's ears.
@@ -307,6 +307,44 @@ fn tokens_beyond_the_credit_wait_for_it() {
     world.credit(1, 1000);
     assert_eq!(world.heard(1), 25);
     assert_eq!(world.receipts[&1].output_tokens, 25);
+}
+
+#[test]
+fn batches_of_tokens_with_every_alternative_fit_a_record() {
+    use cocoon_client::session::inner;
+    use cocoon_inference::limits::{MAX_PIECE_BYTES, MAX_TOP_LOGPROBS};
+    use cocoon_inference::{Alternative, Logprobs};
+    let mut session = Session::new(terms());
+    let now = Now { unix_s: 1_790_000_000, uptime: Duration::ZERO };
+    let mut out = Vec::new();
+    let request = request("hello", None);
+    session.handle(
+        Input::Message(ToEnclave::Request { stream: 1, request, max_cost: u64::MAX / 8 }),
+        now,
+        &mut out,
+    );
+    session.settle(now, &mut out);
+    let prepared = Event::Prepared { prompt_tokens: PROMPT };
+    session.handle(Input::Engine { stream: 1, event: prepared }, now, &mut out);
+    session.handle(Input::Credit { stream: 1, amount: NanoTon(1_000_000) }, now, &mut out);
+    let bytes = vec![b' '; MAX_PIECE_BYTES];
+    let alternative = |id| Alternative { id, logprob: -1.0, bytes: bytes.clone() };
+    let top = (0..u32::from(MAX_TOP_LOGPROBS)).map(|id| alternative(u32::MAX - id)).collect();
+    let logprobs = Some(Box::new(Logprobs { logprob: -1.0, bytes: bytes.clone(), top }));
+    let tokens = (0..40).map(|id| Token { logprobs: logprobs.clone(), ..token(id) }).collect();
+    session.handle(Input::Engine { stream: 1, event: Event::Tokens(tokens) }, now, &mut out);
+    session.settle(now, &mut out);
+    session.settle(Now { uptime: BATCH_DELAY, ..now }, &mut out);
+    let mut sent = 0;
+    for effect in out {
+        if let Effect::Send(message) = effect {
+            if let ToAsker::Tokens { tokens, .. } = &message {
+                sent += tokens.len();
+            }
+            inner::encode(&[message]).unwrap();
+        }
+    }
+    assert_eq!(sent, 40);
 }
 
 #[test]

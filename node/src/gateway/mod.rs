@@ -9,5 +9,6 @@ mod billed;
 pub mod openai;
 mod server;
 mod spend;
+mod sse;
 
 pub use server::{Gateway, GatewayError, ServeConfig};

@@ -1,13 +1,12 @@
-//! The HTTP server: routes, the two shapes of an answer, and the way from an answer's events to bytes.
+//! The HTTP server: routes, and the two shapes of an answer.
 
 // A shell: response timestamps and deadlines come from the machine's clock.
 #![allow(clippy::disallowed_methods, reason = "the gateway is an async shell")]
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,9 +19,8 @@ use axum::{
     routing::{get, post},
 };
 use cocoon_client::{AnswerEvent, ChatRequest, LightPeer, ModelListing};
-use cocoon_inference::{FinishReason, Token, Usage};
+use cocoon_inference::Usage;
 use cocoon_payments::{NanoTon, token_cost};
-use futures::Stream;
 use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch};
@@ -32,9 +30,10 @@ use super::{
     openai::{
         error::ApiError,
         request::{self, ChatCompletion},
-        response::{self, Chunks},
+        response::{self, Choice, Chunks},
     },
     spend::Spend,
+    sse::SseBody,
 };
 use crate::http::guard::{GuardConfig, guard};
 
@@ -148,55 +147,57 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
 }
 
 async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, ApiError> {
-    let request = request::parse(body)?;
-    let ChatCompletion { model, messages, sampling, stream, include_usage } = request;
+    let ChatCompletion { model, messages, sampling, choices, stream, include_usage } = request::parse(body)?;
     let likely = match shared.spend.is_capped() {
-        true => likely_cost(&shared.peer.models().await, &model),
+        true => likely_cost(&shared.peer.models().await, &model, choices),
         false => NanoTon::ZERO,
     };
     let reservation = shared.spend.reserve(likely)?;
+    let max_cost = reservation.share(choices)?;
     let seed: u64 = rand::random();
-    let ask = ChatRequest {
+    let ask = |choice| ChatRequest {
         model: model.clone(),
-        messages,
-        sampling: sampling.into_sampling(seed),
-        max_cost: reservation.max_cost(),
+        messages: messages.clone(),
+        sampling: sampling.of_choice(choice, seed),
+        max_cost,
         deadline: Some(shared.deadline),
     };
-    // Nothing is paid before there is an answer: an error, or a client that hangs up here, costs nothing.
-    let mut answer = Billed::new(shared.peer.chat(ask).await?, reservation);
+    let mut answers =
+        Billed::begin((0..choices).map(|choice| shared.peer.chat(ask(choice))), reservation).await?;
+    let id = format!("chatcmpl-{id}");
     if stream {
-        // The status line waits for the first token, so that a request refused by a worker (too long for
-        // its context, say) still gets its own status.
-        let (who, first) = first_tokens(&mut answer).await?;
-        let chunks = Chunks::new(&format!("chatcmpl-{id}"), &model, unix_now());
-        let body = SseBody { answer, chunks, include_usage, first: Some((who, first)), done: false };
+        let chunks = Chunks::new(&id, &model, unix_now());
+        let body = SseBody::begin(answers, chunks, choices, include_usage).await?;
         return Ok((
             [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")],
             Body::from_stream(body),
         )
             .into_response());
     }
-    let mut text = String::new();
-    loop {
-        match answer.next().await? {
-            AnswerEvent::Tokens(tokens) => tokens.iter().for_each(|token| text.push_str(&token.text)),
-            AnswerEvent::Finished { reason, text: tail, usage, receipt } => {
-                text.push_str(&tail);
-                let proof = response::receipt(&receipt);
-                let id = format!("chatcmpl-{id}");
-                return Ok(Json(response::completion(&id, &model, unix_now(), &text, reason, usage, &proof))
-                    .into_response());
+    let mut whole = vec![Choice::new(sampling.options.logprobs.is_some()); choices];
+    let mut receipts = BTreeMap::new();
+    let mut usage = Usage::default();
+    while receipts.len() < choices {
+        let (index, event) = answers.next().await?;
+        let Some(choice) = whole.get_mut(index) else { continue };
+        match event {
+            AnswerEvent::Tokens(tokens) => choice.push(&tokens),
+            AnswerEvent::Finished { reason, text, usage: one, receipt } => {
+                choice.finish(&text, reason);
+                usage = response::add_usage(usage, one);
+                receipts.insert(index, receipt);
             }
             AnswerEvent::Started { .. } | AnswerEvent::Failover { .. } => {}
         }
     }
+    let proof = response::receipts(receipts.into_values());
+    Ok(Json(response::completion(&id, &model, unix_now(), whole, usage, &proof)).into_response())
 }
 
 /// What one request may well cost: the model's whole context read and written, as the light peer's own
 /// ceiling has it, at the lowest price on offer. Twice that, since the worker that is chosen may be
-/// dearer, and after a failover the next one reads everything again.
-fn likely_cost(models: &[ModelListing], asked: &str) -> NanoTon {
+/// dearer, and after a failover the next one reads everything again; and all that for each answer.
+fn likely_cost(models: &[ModelListing], asked: &str, answers: usize) -> NanoTon {
     let name = asked.split_once('@').map_or(asked, |(name, _)| name);
     let is_asked =
         |model: &&ModelListing| model.name == name || hex::encode(model.digest).eq_ignore_ascii_case(name);
@@ -206,109 +207,7 @@ fn likely_cost(models: &[ModelListing], asked: &str) -> NanoTon {
     };
     // A model that nobody offers yet has no price: its request gets the ordinary share.
     let whole = models.iter().filter(is_asked).map(whole).max().unwrap_or(NanoTon::ZERO);
-    whole.saturating_add(whole)
-}
-
-/// Waits for the first part of an answer, and says who gives it.
-async fn first_tokens(answer: &mut Billed) -> Result<(Value, Part), ApiError> {
-    let mut who = Value::Null;
-    loop {
-        match answer.next().await? {
-            AnswerEvent::Started { leg } => {
-                who = json!({"worker": leg.worker, "assurance": leg.assurance});
-            }
-            event => {
-                if let Some(part) = Part::of(event) {
-                    return Ok((who, part));
-                }
-            }
-        }
-    }
-}
-
-/// What of an answer's events reaches an OpenAI client.
-enum Part {
-    Tokens(Vec<Token>),
-    End { reason: FinishReason, text: String, usage: Usage, receipt: Value },
-}
-
-impl Part {
-    fn of(event: AnswerEvent) -> Option<Self> {
-        match event {
-            AnswerEvent::Tokens(tokens) => Some(Self::Tokens(tokens)),
-            AnswerEvent::Finished { reason, text, usage, receipt } => {
-                Some(Self::End { reason, text, usage, receipt: response::receipt(&receipt) })
-            }
-            AnswerEvent::Started { .. } | AnswerEvent::Failover { .. } => None,
-        }
-    }
-}
-
-/// Turns an answer into server-sent events. Dropping it (the client hung up) drops the answer, which
-/// cancels generation and payment and counts what was paid.
-struct SseBody {
-    answer: Billed,
-    chunks: Chunks,
-    include_usage: bool,
-    first: Option<(Value, Part)>,
-    done: bool,
-}
-
-impl SseBody {
-    fn render(&mut self, part: Part, out: &mut Vec<u8>) {
-        match part {
-            Part::Tokens(tokens) => {
-                for token in tokens {
-                    // A token that only completes part of a character has no text yet, but it is a token
-                    // that was paid for: its event goes out so that a client may count.
-                    self.chunks.text(&token.text, out);
-                }
-            }
-            Part::End { reason, text, usage, receipt } => {
-                if !text.is_empty() {
-                    self.chunks.text(&text, out);
-                }
-                self.chunks.finish(reason, &receipt, out);
-                if self.include_usage {
-                    self.chunks.usage(usage, out);
-                }
-                out.extend_from_slice(response::DONE);
-                self.done = true;
-            }
-        }
-    }
-}
-
-impl Stream for SseBody {
-    type Item = Result<Bytes, std::convert::Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        let mut out = Vec::new();
-        if let Some((who, part)) = this.first.take() {
-            out.reserve(1024);
-            this.chunks.role(&who, &mut out);
-            this.render(part, &mut out);
-            return Poll::Ready(Some(Ok(out.into())));
-        }
-        // Whatever is ready leaves in one write.
-        while !this.done && out.len() < 64 * 1024 {
-            match this.answer.poll_event(context) {
-                Poll::Ready(Ok(event)) => {
-                    if let Some(part) = Part::of(event) {
-                        this.render(part, &mut out);
-                    }
-                }
-                Poll::Ready(Err(error)) => {
-                    response::error_event(&error.body(), &mut out);
-                    this.done = true;
-                }
-                Poll::Pending if out.is_empty() => return Poll::Pending,
-                Poll::Pending => break,
-            }
-        }
-        if out.is_empty() { Poll::Ready(None) } else { Poll::Ready(Some(Ok(out.into()))) }
-    }
+    NanoTon(whole.0.saturating_mul(2).saturating_mul(answers as u64))
 }
 
 async fn models(State(shared): State<Arc<Shared>>) -> Json<Value> {
@@ -407,8 +306,9 @@ mod tests {
         let tiny = NanoTon(2 * 3 * 256);
         let digest = hex::encode([1; 32]);
         for asked in ["tiny".to_owned(), format!("tiny@{digest}"), digest.to_uppercase()] {
-            assert_eq!(likely_cost(&models, &asked), tiny, "{asked}");
+            assert_eq!(likely_cost(&models, &asked, 1), tiny, "{asked}");
+            assert_eq!(likely_cost(&models, &asked, 3), NanoTon(3 * tiny.0), "{asked}");
         }
-        assert_eq!(likely_cost(&models, "unknown"), NanoTon::ZERO);
+        assert_eq!(likely_cost(&models, "unknown", 1), NanoTon::ZERO);
     }
 }

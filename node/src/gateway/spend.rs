@@ -70,9 +70,17 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// What the request may cost; without a cap, the light peer's own ceiling holds.
-    pub(super) fn max_cost(&self) -> Option<NanoTon> {
-        self.reserved
+    /// What each of the request's answers may cost, so that together they cost no more than was reserved;
+    /// without a cap, the light peer's own ceiling holds.
+    pub(super) fn share(&self, answers: usize) -> Result<Option<NanoTon>, ApiError> {
+        let Some(reserved) = self.reserved else { return Ok(None) };
+        match reserved.0 / (answers as u64).max(1) {
+            0 => {
+                let cap = self.spend.cap.unwrap_or(NanoTon::MAX);
+                Err(ApiError::spend_reserved(self.spend.spent(), cap))
+            }
+            share => Ok(Some(NanoTon(share))),
+        }
     }
 
     /// Counts what the request has cost so far. Repeating a total, or a lower one, changes nothing.
@@ -109,6 +117,12 @@ mod tests {
 
     fn capped(cap: u64) -> Arc<Spend> {
         Arc::new(Spend::new(Some(NanoTon(cap))))
+    }
+
+    impl Reservation {
+        fn max_cost(&self) -> Option<NanoTon> {
+            self.share(1).unwrap()
+        }
     }
 
     fn code(spend: &Arc<Spend>) -> Option<&'static str> {
@@ -154,6 +168,18 @@ mod tests {
         let large = spend.reserve(NanoTon(70)).unwrap();
         assert_eq!(large.max_cost(), Some(NanoTon(70)));
         assert_eq!(spend.reserve(NanoTon(20)).unwrap().max_cost(), Some(NanoTon(10)));
+    }
+
+    #[test]
+    fn several_answers_share_one_reservation() {
+        let spend = capped(80);
+        let request = spend.reserve(NanoTon(22)).unwrap();
+        assert_eq!(request.share(4).unwrap(), Some(NanoTon(5)), "four times that is within the 22");
+        assert_eq!(spend.reserve(NanoTon(3)).unwrap().share(8).unwrap(), Some(NanoTon(1)));
+        let little = capped(3).reserve(NanoTon::ZERO).unwrap();
+        assert_eq!(little.share(8).unwrap_err().code, Some("spend_cap_reserved"), "a share of nothing");
+        let free = Arc::new(Spend::new(None)).reserve(NanoTon(5)).unwrap();
+        assert_eq!(free.share(8).unwrap(), None);
     }
 
     #[test]

@@ -54,6 +54,8 @@ struct Stream {
     cancelled: bool,
     /// Its reader is behind, so nothing more is paid: the worker's silence is our own doing.
     paused: bool,
+    /// The alternatives to come with each token; `None` if no log-probabilities were asked for.
+    logprobs: Option<u8>,
 }
 
 /// An open session. See the module page.
@@ -145,7 +147,14 @@ impl Asker {
         let stream = self.next_stream;
         self.next_stream = self.next_stream.saturating_add(1);
         let next = u32::try_from(ask.request.prefix.len()).unwrap_or(u32::MAX);
-        let state = Stream { next, input_tokens: None, heard_at: now_ms, cancelled: false, paused: false };
+        let state = Stream {
+            next,
+            input_tokens: None,
+            heard_at: now_ms,
+            cancelled: false,
+            paused: false,
+            logprobs: ask.request.sampling.logprobs,
+        };
         self.streams.insert(stream, state);
         if self.is_ready() {
             self.send(stream, ask);
@@ -375,6 +384,13 @@ impl Asker {
         let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
         if start != state.next {
             return Err(SessionError::Protocol("tokens that do not continue the answer"));
+        }
+        let as_asked = |token: &Token| match (state.logprobs, &token.logprobs) {
+            (Some(top), Some(logprobs)) => logprobs.is_sound(top),
+            (asked, sent) => asked.is_none() && sent.is_none(),
+        };
+        if !tokens.iter().all(as_asked) {
+            return Err(SessionError::Protocol("log-probabilities other than those asked for"));
         }
         let count = u32::try_from(tokens.len()).unwrap_or(u32::MAX);
         state.next = state.next.saturating_add(count);

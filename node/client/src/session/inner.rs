@@ -9,7 +9,7 @@
 
 use bincode::{Decode, Encode};
 use cocoon_attest::noise;
-use cocoon_inference::{FinishReason, GenerateRequest, RequestError, Token, Usage};
+use cocoon_inference::{FinishReason, GenerateRequest, RequestError, Token, Usage, limits::MAX_TOP_LOGPROBS};
 use cocoon_payments::SignedReceipt;
 
 use crate::codec::{self, CodecError};
@@ -21,7 +21,9 @@ pub const MAX_BATCH: usize = 256;
 /// Tokens in one message.
 pub const MAX_TOKENS: usize = 1024;
 
-const VERSION: u8 = 1;
+/// 2 brought the sampling options and log-probabilities. The enclave's first message says which version it
+/// speaks, so an older peer leaves with a typed error before a request is sent or paid.
+const VERSION: u8 = 2;
 
 /// Asker → enclave.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
@@ -157,6 +159,12 @@ pub enum RecordError {
     /// More than [`MAX_TOKENS`] in one message.
     #[error("tokens.tokens has {0} entries, at most {MAX_TOKENS} are accepted")]
     Tokens(usize),
+    /// Log-probabilities that no model has, or more of them than anybody may ask for.
+    #[error(
+        "tokens.tokens[{0}].logprobs is unsound: it must hold at most {MAX_TOP_LOGPROBS} alternatives, likeliest \
+         first, with values from -9999 to 0"
+    )]
+    Logprobs(usize),
     /// Larger than a Noise message.
     #[error("record has {0} bytes, at most {MAX_RECORD} fit; send shorter messages")]
     TooLarge(usize),
@@ -266,6 +274,12 @@ impl Message for ToAsker {
         match self {
             Self::Tokens { tokens, .. } if tokens.len() > MAX_TOKENS => {
                 Err(RecordError::Tokens(tokens.len()))
+            }
+            Self::Tokens { tokens, .. } => {
+                let unsound = |token: &Token| {
+                    token.logprobs.as_ref().is_some_and(|logprobs| !logprobs.is_sound(MAX_TOP_LOGPROBS))
+                };
+                tokens.iter().position(unsound).map_or(Ok(()), |at| Err(RecordError::Logprobs(at)))
             }
             _ => Ok(()),
         }

@@ -324,7 +324,7 @@ impl Worker {
         let count = want.min(may);
         if count > 0 {
             let start = job.start + job.made;
-            let token = |id| Token { id, text: format!("{id} ") };
+            let token = |id| Token::new(id, format!("{id} "));
             let tokens = (start..start + count).map(token).collect();
             job.made += count;
             self.meter.release(stream, count).unwrap();

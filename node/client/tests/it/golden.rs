@@ -11,7 +11,8 @@ use cocoon_client::session::{
     outer::{Accepted, Open, RefusalCode, Refused, ToClient, ToHost, Voucher},
 };
 use cocoon_inference::{
-    ChatRole, FinishReason, GenerateRequest, Message, RequestError, Sampling, Token, Usage,
+    Alternative, ChatRole, FinishReason, GenerateRequest, Logprobs, Message, RequestError, Sampling, Token,
+    Usage,
 };
 use cocoon_payments::{Address, NanoTon, Receipt, SignedReceipt, SignedVoucher, Voucher as Promise};
 use ed25519_dalek::SigningKey;
@@ -111,8 +112,24 @@ fn messages_to_the_enclave() {
         sampling: Sampling { stop: vec!["\n".into()], max_tokens: Some(40), ..Sampling::default() },
         prefix: vec![1, 70_000],
     };
+    let options = Sampling {
+        temperature: 0.5,
+        top_p: 0.75,
+        top_k: 40,
+        min_p: 0.125,
+        repetition_penalty: 1.5,
+        frequency_penalty: 0.5,
+        presence_penalty: -0.5,
+        logit_bias: [(7, -100.0), (70_000, 2.5)].into(),
+        stop_token_ids: vec![9, 300],
+        logprobs: Some(2),
+        ..request.sampling.clone()
+    };
+    let options = GenerateRequest { sampling: options, ..request.clone() };
     let request = ToEnclave::Request { stream: 1, request, max_cost: 1_000_000 };
+    let options = ToEnclave::Request { stream: 1, request: options, max_cost: 1_000_000 };
     let records = [
+        ("options", vec![options]),
         ("request", vec![request.clone()]),
         ("batch", vec![ToEnclave::Challenge { nonce: [5; 32] }, request, ToEnclave::Cancel { stream: 1 }]),
     ];
@@ -133,10 +150,18 @@ fn messages_to_the_asker() {
         context: 256,
         receipt_key: [8; 32],
     };
-    let token = |id, text: &str| Token { id, text: text.into() };
+    let token = |id, text: &str| Token::new(id, text);
+    let alternative = |id, logprob, bytes: &[u8]| Alternative { id, logprob, bytes: bytes.to_vec() };
+    let half = Logprobs {
+        logprob: -0.25,
+        bytes: vec![0xc3],
+        top: vec![alternative(300, -0.25, &[0xc3]), alternative(52, -1.5, b"4")],
+    };
+    let half = Token { logprobs: Some(Box::new(half)), ..token(300, "") };
     let records = [
         ("welcome", vec![ToAsker::Welcome(welcome)]),
         ("live", vec![ToAsker::Live(vec![1, 2, 3])]),
+        ("logprobs", vec![ToAsker::Tokens { stream: 1, start: 0, tokens: vec![half] }]),
         (
             "answer",
             vec![

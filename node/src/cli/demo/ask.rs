@@ -40,7 +40,7 @@ pub(super) async fn ask(peer: &LightPeer, question: &str, say: Say) -> anyhow::R
     let request = ChatRequest {
         model: embedded::NAME.to_owned(),
         messages: vec![Message { role: ChatRole::User, content: question.to_owned() }],
-        sampling: Sampling { temperature: 0.0, top_p: 1.0, seed: 0, stop: Vec::new(), max_tokens: None },
+        sampling: Sampling::default(),
         max_cost: None,
         deadline: None,
     };

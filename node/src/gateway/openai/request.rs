@@ -1,20 +1,29 @@
 //! Parses `POST /v1/chat/completions`.
 //!
-//! A field that this gateway does not act on is refused by name: silently ignoring, say, `tools` or
-//! `logit_bias` would return an answer to a question that nobody asked. `null` counts as absent, since
-//! several clients send every optional field that way.
+//! A field that this gateway does not act on is refused by name: silently ignoring, say, `tools` would return
+//! an answer to a question that nobody asked. `null` counts as absent, since several clients send every
+//! optional field that way. A few fields are accepted where they ask for what happens anyway: see
+//! [`parse`].
 
-use cocoon_inference::{ChatRole, Message, Sampling};
+use std::ops::RangeInclusive;
+
+use cocoon_inference::{ChatRole, Message};
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    sampling::{self, SamplingFields},
+};
 
 /// Most messages that one request may carry; far above what a 256-token or 128k-token context holds.
 pub const MAX_MESSAGES: usize = 2048;
-/// OpenAI's own limit on stop sequences.
-pub const MAX_STOPS: usize = 4;
+/// Most answers to one request. Each is asked and paid for like a request of its own.
+pub const MAX_CHOICES: u32 = 8;
+/// OpenAI's own limits on metadata: pairs, characters of a key, characters of a value.
+const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
+/// Beside the sampling fields.
 const KNOWN: &[&str] =
-    &["model", "messages", "temperature", "top_p", "seed", "stop", "max_tokens", "stream", "stream_options"];
+    &["model", "messages", "n", "stream", "stream_options", "user", "metadata", "store", "response_format"];
 
 /// A chat completion request, checked field by field.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,46 +32,21 @@ pub struct ChatCompletion {
     pub model: String,
     /// The conversation so far, oldest first.
     pub messages: Vec<Message>,
-    /// How to pick tokens. `seed` is `None` when the client left it to us.
+    /// How to pick tokens.
     pub sampling: SamplingFields,
+    /// How many answers, 1 to [`MAX_CHOICES`] (`n`).
+    pub choices: usize,
     /// Answer as server-sent events.
     pub stream: bool,
     /// Send a last event with the usage (`stream_options.include_usage`).
     pub include_usage: bool,
 }
 
-/// The sampling fields as OpenAI names them, with OpenAI's defaults.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SamplingFields {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Nucleus mass; 0 is greedy too.
-    pub top_p: f32,
-    /// Absent: the gateway draws one, so that a failover continues the same random sequence.
-    pub seed: Option<u64>,
-    /// Up to four strings that end the answer.
-    pub stop: Vec<String>,
-    /// Most tokens of the answer.
-    pub max_tokens: Option<u32>,
-}
-
-impl SamplingFields {
-    /// The engine's sampling options, with `fallback_seed` where the client gave none.
-    pub fn into_sampling(self, fallback_seed: u64) -> Sampling {
-        // OpenAI accepts a nucleus of 0, where only the likeliest token is left; engines call that greedy.
-        // Asked of the `f32`: a positive number too small for it has become 0 as well.
-        let (temperature, top_p) = if self.top_p > 0.0 { (self.temperature, self.top_p) } else { (0.0, 1.0) };
-        Sampling {
-            temperature,
-            top_p,
-            seed: self.seed.unwrap_or(fallback_seed),
-            stop: self.stop,
-            max_tokens: self.max_tokens,
-        }
-    }
-}
-
 /// Parses a request body.
+///
+/// `user`, `metadata`, `store: false` and `response_format: {"type": "text"}` are checked and change nothing:
+/// the first two are labels for a provider's own records, of which there are none, and the others say what
+/// happens without them. They go no further than this function.
 ///
 /// # Errors
 /// [`ApiError`] of type `invalid_request_error` that names the field and says what it should be.
@@ -76,19 +60,14 @@ pub fn parse(body: &[u8]) -> Result<ChatCompletion, ApiError> {
     let request = ChatCompletion {
         model: model(&fields)?,
         messages: messages(&fields)?,
-        sampling: SamplingFields {
-            temperature: ranged(&fields, "temperature", 0.0, 2.0)?.unwrap_or(1.0),
-            top_p: ranged(&fields, "top_p", 0.0, 1.0)?.unwrap_or(1.0),
-            seed: seed(&fields)?,
-            stop: stop(&fields)?,
-            max_tokens: max_tokens(&fields)?,
-        },
+        sampling: sampling::parse(&fields)?,
+        choices: integer(&fields, "n", 1..=MAX_CHOICES)?.unwrap_or(1) as usize,
         stream,
         include_usage: include_usage(&fields, stream)?,
     };
-    if let Some((name, _)) =
-        fields.iter().find(|(name, value)| !value.is_null() && !KNOWN.contains(&name.as_str()))
-    {
+    without_effect(&fields)?;
+    let known = |name: &str| KNOWN.contains(&name) || sampling::KNOWN.contains(&name);
+    if let Some((name, _)) = fields.iter().find(|(name, value)| !value.is_null() && !known(name)) {
         return Err(ApiError::unsupported(
             name,
             format!("`{name}` is not supported by this gateway; leave it out"),
@@ -165,48 +144,33 @@ fn text_parts(parts: &[Value], path: &str) -> Result<String, ApiError> {
     Ok(text)
 }
 
-fn seed(fields: &Map<String, Value>) -> Result<Option<u64>, ApiError> {
-    // OpenAI's seeds are signed; the bits are what matters.
-    match present(fields, "seed") {
-        None => Ok(None),
-        Some(value) => value
-            .as_u64()
-            .or_else(|| value.as_i64().map(i64::cast_unsigned))
-            .map(Some)
-            .ok_or_else(|| ApiError::invalid(Some("seed"), "`seed` must be a 64-bit integer")),
+/// Fields that are accepted as far as they change nothing.
+fn without_effect(fields: &Map<String, Value>) -> Result<(), ApiError> {
+    optional(fields, "user", Value::as_str, "a string")?;
+    if let Some(metadata) = optional(fields, "metadata", Value::as_object, "an object")? {
+        let (pairs, key, value) = MAX_METADATA;
+        let fits = |(name, text): (&String, &Value)| {
+            name.chars().count() <= key && text.as_str().is_some_and(|text| text.chars().count() <= value)
+        };
+        if metadata.len() > pairs || !metadata.iter().all(fits) {
+            let why = format!(
+                "`metadata` must have at most {pairs} pairs of strings, keys of at most {key} characters and \
+                 values of at most {value}"
+            );
+            return Err(ApiError::invalid(Some("metadata"), why));
+        }
     }
-}
-
-fn stop(fields: &Map<String, Value>) -> Result<Vec<String>, ApiError> {
-    let bad = || {
-        ApiError::invalid(
-            Some("stop"),
-            format!("`stop` must be a string or up to {MAX_STOPS} non-empty strings"),
-        )
-    };
-    let stops = match present(fields, "stop") {
-        None => return Ok(Vec::new()),
-        Some(Value::String(one)) => vec![one.clone()],
-        Some(Value::Array(many)) => many
-            .iter()
-            .map(|one| one.as_str().map(str::to_owned).ok_or_else(bad))
-            .collect::<Result<_, _>>()?,
-        Some(_) => return Err(bad()),
-    };
-    if stops.len() > MAX_STOPS || stops.iter().any(|one| one.is_empty() || one.len() > 256) {
-        return Err(bad());
+    if optional(fields, "store", Value::as_bool, "true or false")? == Some(true) {
+        let why = "`store: true` is not supported by this gateway, which keeps no answers; leave it out";
+        return Err(ApiError::unsupported("store", why));
     }
-    Ok(stops)
-}
-
-fn max_tokens(fields: &Map<String, Value>) -> Result<Option<u32>, ApiError> {
-    match present(fields, "max_tokens") {
-        None => Ok(None),
-        Some(value) => match value.as_u64().and_then(|count| u32::try_from(count).ok()) {
-            Some(count) if count > 0 => Ok(Some(count)),
-            _ => Err(ApiError::invalid(Some("max_tokens"), "`max_tokens` must be a positive integer")),
-        },
+    if let Some(format) = optional(fields, "response_format", Value::as_object, "an object")?
+        && !(format.len() == 1 && format.get("type").and_then(Value::as_str) == Some("text"))
+    {
+        let why = "`response_format` other than {\"type\": \"text\"} is not supported by this gateway; leave it out";
+        return Err(ApiError::unsupported("response_format", why));
     }
+    Ok(())
 }
 
 fn include_usage(fields: &Map<String, Value>, stream: bool) -> Result<bool, ApiError> {
@@ -223,22 +187,31 @@ fn include_usage(fields: &Map<String, Value>, stream: bool) -> Result<bool, ApiE
     Ok(optional(options, "include_usage", Value::as_bool, "true or false")?.unwrap_or(false))
 }
 
-fn ranged(fields: &Map<String, Value>, name: &str, low: f64, high: f64) -> Result<Option<f32>, ApiError> {
-    match optional(fields, name, Value::as_f64, "a number")? {
-        Some(value) if !(low..=high).contains(&value) => Err(ApiError::invalid(
-            Some(name),
-            format!("`{name}` must be between {low} and {high}, not {value}"),
-        )),
-        Some(value) => Ok(Some(value as f32)),
+/// A whole number within bounds.
+pub(super) fn integer(
+    fields: &Map<String, Value>,
+    name: &str,
+    bounds: RangeInclusive<u32>,
+) -> Result<Option<u32>, ApiError> {
+    let read = |value: &Value| value.as_u64().and_then(|value| u32::try_from(value).ok());
+    match present(fields, name) {
         None => Ok(None),
+        Some(value) => match read(value).filter(|value| bounds.contains(value)) {
+            Some(value) => Ok(Some(value)),
+            None => {
+                let why =
+                    format!("`{name}` must be an integer between {} and {}", bounds.start(), bounds.end());
+                Err(ApiError::invalid(Some(name), why))
+            }
+        },
     }
 }
 
-fn present<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+pub(super) fn present<'a>(fields: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     fields.get(name).filter(|value| !value.is_null())
 }
 
-fn optional<'a, T>(
+pub(super) fn optional<'a, T>(
     fields: &'a Map<String, Value>,
     name: &str,
     read: impl Fn(&'a Value) -> Option<T>,
@@ -268,13 +241,14 @@ mod tests {
         assert_eq!(request.model, "m@ab");
         assert_eq!(request.messages[1], Message { role: ChatRole::User, content: "ab".into() });
         assert_eq!(request.sampling.seed, Some(u64::MAX));
-        assert_eq!(request.sampling.stop, ["x"]);
+        assert_eq!(request.sampling.options.stop, ["x"]);
         assert!(request.stream && request.include_usage);
+        assert_eq!(request.choices, 1);
     }
 
     #[test]
     fn a_field_nobody_acts_on_is_refused_by_name() {
-        for field in ["tools", "n", "logit_bias", "response_format", "user", "made_up"] {
+        for field in ["tools", "functions", "prediction", "audio", "reasoning_effort", "best_of", "made_up"] {
             let error = refused(&format!(
                 r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"{field}":1}}"#
             ));
@@ -289,14 +263,18 @@ mod tests {
             |extra: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],{extra}}}"#);
         for (extra, param) in [
             (r#""temperature":3"#, "temperature"),
-            (r#""temperature":"hot""#, "temperature"),
-            (r#""top_p":-1"#, "top_p"),
-            (r#""seed":1.5"#, "seed"),
-            (r#""stop":["a","b","c","d","e"]"#, "stop"),
-            (r#""stop":"""#, "stop"),
-            (r#""max_tokens":0"#, "max_tokens"),
+            (r#""n":0"#, "n"),
+            (r#""n":9"#, "n"),
+            (r#""n":1.5"#, "n"),
             (r#""stream":"yes""#, "stream"),
             (r#""stream_options":{"include_usage":true}"#, "stream_options"),
+            (r#""user":7"#, "user"),
+            (r#""metadata":{"a":1}"#, "metadata"),
+            (r#""metadata":"a""#, "metadata"),
+            (r#""store":true"#, "store"),
+            (r#""store":"no""#, "store"),
+            (r#""response_format":{"type":"json_object"}"#, "response_format"),
+            (r#""response_format":{"type":"text","strict":true}"#, "response_format"),
         ] {
             assert_eq!(refused(&with(extra)).param.as_deref(), Some(param));
         }
@@ -311,19 +289,14 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_nucleus_is_greedy() {
-        let sampling = |top_p: &str| {
-            let body = format!(
-                r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"temperature":0.7,"top_p":{top_p}}}"#
-            );
-            parse(body.as_bytes()).unwrap().sampling.into_sampling(1)
-        };
-        for zero in ["0", "0.0", "1e-60"] {
-            let sampling = sampling(zero);
-            assert_eq!((sampling.temperature, sampling.top_p), (0.0, 1.0), "{zero}");
-            sampling.validate().unwrap();
-        }
-        assert_eq!((sampling("0.1").temperature, sampling("0.1").top_p), (0.7, 0.1));
+    fn fields_that_ask_for_what_happens_anyway_are_accepted() {
+        let body =
+            |extra: &str| format!(r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}]{extra}}}"#);
+        let plain = parse(body("").as_bytes()).unwrap();
+        let extra =
+            r#","user":"u","metadata":{"a":"b"},"store":false,"response_format":{"type":"text"},"n":1"#;
+        assert_eq!(parse(body(extra).as_bytes()).unwrap(), plain);
+        assert_eq!(parse(body(r#","n":8"#).as_bytes()).unwrap().choices, 8);
     }
 
     proptest::proptest! {

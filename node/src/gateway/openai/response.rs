@@ -3,11 +3,14 @@
 //! Chunks are the gateway's hot path (50 or more per answer), so everything that is the same in each of
 //! them is rendered once per answer and a chunk costs one JSON string escape and one copy.
 
+use std::io::Write as _;
+
 use cocoon_client::Receipt;
-use cocoon_inference::{FinishReason, Usage};
+use cocoon_inference::{FinishReason, Token, Usage};
 use serde_json::{Value, json};
 
-/// Renders the parts of one streamed answer.
+/// Renders the parts of one streamed answer. Writing into a `Vec` cannot fail, so that its results are
+/// dropped throughout.
 #[derive(Debug, Clone)]
 pub struct Chunks {
     head: String,
@@ -24,39 +27,62 @@ impl Chunks {
         }
     }
 
-    /// The first event: the role, before any text, and as the extension `cocoon` who answers.
-    pub fn role(&self, who: &Value, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.head.as_bytes());
-        let tail = format!(
-            ",\"choices\":[{{\"index\":0,\"delta\":{{\"role\":\"assistant\",\"content\":\"\"}},\"logprobs\":null,\
-             \"finish_reason\":null}}],\"cocoon\":{who}}}\n\n"
+    /// The first event of an answer: the role, before any text, and as the extension `cocoon` who answers.
+    pub fn role(&self, choice: usize, who: &Value, out: &mut Vec<u8>) {
+        self.choice(choice, out);
+        let _ = write!(
+            out,
+            "{{\"role\":\"assistant\",\"content\":\"\"}},\"logprobs\":null,\"finish_reason\":null}}],\
+             \"cocoon\":{who}}}\n\n"
         );
-        out.extend_from_slice(tail.as_bytes());
     }
 
-    /// One piece of text.
-    pub fn text(&self, text: &str, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.head.as_bytes());
-        out.extend_from_slice(b",\"choices\":[{\"index\":0,\"delta\":{\"content\":");
-        // Writing a string into a `Vec` cannot fail.
-        let _ = serde_json::to_writer(&mut *out, text);
-        out.extend_from_slice(b"},\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+    /// One token: the text that it releases, and its log-probabilities if they were asked for.
+    pub fn token(&self, choice: usize, token: &Token, out: &mut Vec<u8>) {
+        self.content(choice, &token.text, out);
+        match logprob(token) {
+            None => out.extend_from_slice(b"null"),
+            Some(logprob) => {
+                let _ = write!(out, "{{\"content\":[{logprob}],\"refusal\":null}}");
+            }
+        }
+        out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
+    }
+
+    /// A piece of text that belongs to no single token.
+    pub fn text(&self, choice: usize, text: &str, out: &mut Vec<u8>) {
+        self.content(choice, text, out);
+        out.extend_from_slice(b"null,\"finish_reason\":null}]}\n\n");
     }
 
     /// The event that says why the answer ended; carries the receipt as the extension `cocoon`.
-    pub fn finish(&self, reason: FinishReason, receipt: &Value, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.head.as_bytes());
-        let tail = format!(
-            ",\"choices\":[{{\"index\":0,\"delta\":{{}},\"logprobs\":null,\"finish_reason\":\"{}\"}}],\"cocoon\":{receipt}}}\n\n",
-            finish_reason(reason)
+    pub fn finish(&self, choice: usize, reason: FinishReason, receipt: &Value, out: &mut Vec<u8>) {
+        self.choice(choice, out);
+        let reason = finish_reason(reason);
+        let _ = write!(
+            out,
+            "{{}},\"logprobs\":null,\"finish_reason\":\"{reason}\"}}],\"cocoon\":{receipt}}}\n\n"
         );
-        out.extend_from_slice(tail.as_bytes());
     }
 
     /// The usage event of `stream_options.include_usage`.
     pub fn usage(&self, usage: Usage, out: &mut Vec<u8>) {
         out.extend_from_slice(self.head.as_bytes());
-        out.extend_from_slice(format!(",\"choices\":[],\"usage\":{}}}\n\n", usage_object(usage)).as_bytes());
+        let _ = write!(out, ",\"choices\":[],\"usage\":{}}}\n\n", usage_object(usage));
+    }
+
+    /// Up to where the delta of an answer's only choice begins.
+    fn choice(&self, choice: usize, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.head.as_bytes());
+        let _ = write!(out, ",\"choices\":[{{\"index\":{choice},\"delta\":");
+    }
+
+    /// Up to where the log-probabilities of a piece of text begin.
+    fn content(&self, choice: usize, text: &str, out: &mut Vec<u8>) {
+        self.choice(choice, out);
+        out.extend_from_slice(b"{\"content\":");
+        let _ = serde_json::to_writer(&mut *out, text);
+        out.extend_from_slice(b"},\"logprobs\":");
     }
 }
 
@@ -68,27 +94,64 @@ pub fn error_event(error: &Value, out: &mut Vec<u8>) {
     out.extend_from_slice(format!("data: {error}\n\n").as_bytes());
 }
 
-/// A whole completion.
+/// One answer, as it grows.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    text: String,
+    /// One entry per token, if they were asked for.
+    logprobs: Option<Vec<Value>>,
+    reason: FinishReason,
+}
+
+impl Choice {
+    /// An answer without any text yet.
+    #[must_use]
+    pub fn new(logprobs: bool) -> Self {
+        Self { text: String::new(), logprobs: logprobs.then(Vec::new), reason: FinishReason::Stop }
+    }
+
+    /// Appends tokens.
+    pub fn push(&mut self, tokens: &[Token]) {
+        tokens.iter().for_each(|token| self.text.push_str(&token.text));
+        if let Some(logprobs) = &mut self.logprobs {
+            logprobs.extend(tokens.iter().filter_map(logprob));
+        }
+    }
+
+    /// Ends it with the text that was held back.
+    pub fn finish(&mut self, tail: &str, reason: FinishReason) {
+        self.text.push_str(tail);
+        self.reason = reason;
+    }
+}
+
+/// A whole completion, its answers in order.
 pub fn completion(
     id: &str,
     model: &str,
     created: u64,
-    text: &str,
-    reason: FinishReason,
+    choices: Vec<Choice>,
     usage: Usage,
     receipt: &Value,
 ) -> Value {
+    let choices: Vec<Value> = choices
+        .into_iter()
+        .enumerate()
+        .map(|(index, choice)| {
+            json!({
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                "logprobs": choice.logprobs.map(|content| json!({"content": content, "refusal": null})),
+                "finish_reason": finish_reason(choice.reason),
+            })
+        })
+        .collect();
     json!({
         "id": id,
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "choices": [{
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": null},
-            "logprobs": null,
-            "finish_reason": finish_reason(reason),
-        }],
+        "choices": choices,
         "usage": usage_object(usage),
         "cocoon": receipt,
     })
@@ -103,9 +166,28 @@ pub fn usage_object(usage: Usage) -> Value {
     })
 }
 
-/// What an answer cost and who ran it, as the extension field `cocoon`.
+/// Adds up the usage of several answers. Each read the prompt and paid for it, so each counts it.
+#[must_use]
+pub fn add_usage(a: Usage, b: Usage) -> Usage {
+    Usage {
+        prompt_tokens: a.prompt_tokens.saturating_add(b.prompt_tokens),
+        completion_tokens: a.completion_tokens.saturating_add(b.completion_tokens),
+    }
+}
+
+/// What one answer cost and who ran it, as the extension field `cocoon`.
 pub fn receipt(receipt: &Receipt) -> Value {
     serde_json::to_value(receipt).unwrap_or(Value::Null)
+}
+
+/// The same for a request's answers together: the legs of the first, then those of the second, and so on.
+pub fn receipts(receipts: impl IntoIterator<Item = Receipt>) -> Value {
+    let together = receipts.into_iter().reduce(|mut all, one| {
+        all.legs.extend(one.legs);
+        all.total = all.total.saturating_add(one.total);
+        all
+    });
+    together.map_or(Value::Null, |all| receipt(&all))
 }
 
 fn finish_reason(reason: FinishReason) -> &'static str {
@@ -115,8 +197,29 @@ fn finish_reason(reason: FinishReason) -> &'static str {
     }
 }
 
+/// OpenAI's entry of `logprobs.content` for a token, if its log-probabilities came with it.
+fn logprob(token: &Token) -> Option<Value> {
+    let logprobs = token.logprobs.as_deref()?;
+    let top: Vec<Value> = logprobs.top.iter().map(|a| candidate(a.id, a.logprob, &a.bytes)).collect();
+    let mut entry = candidate(token.id, logprobs.logprob, &logprobs.bytes);
+    entry["top_logprobs"] = top.into();
+    Some(entry)
+}
+
+/// `token` is text, which part of a character is not; `bytes` are exact. A control token has none, and is
+/// called by its id as vLLM does.
+fn candidate(id: u32, logprob: f32, bytes: &[u8]) -> Value {
+    match bytes {
+        [] => json!({"token": format!("token_id:{id}"), "logprob": logprob, "bytes": null}),
+        bytes => json!({"token": String::from_utf8_lossy(bytes), "logprob": logprob, "bytes": bytes}),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use cocoon_inference::{Alternative, Logprobs};
+    use cocoon_payments::NanoTon;
+
     use super::*;
 
     fn event(bytes: &[u8]) -> Value {
@@ -124,23 +227,82 @@ mod tests {
         serde_json::from_str(text.strip_prefix("data: ").unwrap().trim_end()).unwrap()
     }
 
+    /// The first byte of "é", with a control token as its rival.
+    fn half() -> Token {
+        let alternative = |id, logprob, bytes: &[u8]| Alternative { id, logprob, bytes: bytes.to_vec() };
+        let top = vec![alternative(5, -0.25, &[0xc3]), alternative(257, -1.5, &[])];
+        let logprobs = Logprobs { logprob: -0.25, bytes: vec![0xc3], top };
+        Token { logprobs: Some(Box::new(logprobs)), ..Token::new(5, "") }
+    }
+
+    fn expected() -> Value {
+        json!({
+            "token": "\u{FFFD}", "logprob": -0.25, "bytes": [195],
+            "top_logprobs": [
+                {"token": "\u{FFFD}", "logprob": -0.25, "bytes": [195]},
+                {"token": "token_id:257", "logprob": -1.5, "bytes": null},
+            ],
+        })
+    }
+
     #[test]
     fn every_chunk_is_one_event_of_valid_json() {
         let chunks = Chunks::new("chatcmpl-1", "tiny\"", 5);
         let mut out = Vec::new();
-        chunks.text("a\"\n\u{1F600}", &mut out);
+        chunks.token(3, &Token::new(1, "a\"\n\u{1F600}"), &mut out);
         assert!(out.ends_with(b"\n\n"));
         let value = event(&out);
-        assert_eq!(value["choices"][0]["delta"]["content"], "a\"\n\u{1F600}");
+        let choice = &value["choices"][0];
+        assert_eq!(choice["delta"]["content"], "a\"\n\u{1F600}");
+        assert_eq!((&choice["index"], &choice["logprobs"]), (&json!(3), &Value::Null));
         assert_eq!(value["model"], "tiny\"");
+        out.clear();
+        chunks.text(0, "tail", &mut out);
+        assert_eq!(event(&out)["choices"][0]["delta"]["content"], "tail");
         out.clear();
         chunks.usage(Usage { prompt_tokens: 3, completion_tokens: 4 }, &mut out);
         assert_eq!(event(&out)["usage"]["total_tokens"], 7);
         out.clear();
-        chunks.finish(FinishReason::Length, &json!({"total": 1}), &mut out);
+        chunks.finish(0, FinishReason::Length, &json!({"total": 1}), &mut out);
         assert_eq!(event(&out)["choices"][0]["finish_reason"], "length");
         out.clear();
-        chunks.role(&json!({"worker": "w"}), &mut out);
+        chunks.role(1, &json!({"worker": "w"}), &mut out);
         assert_eq!(event(&out)["choices"][0]["delta"]["role"], "assistant");
+        assert_eq!(event(&out)["choices"][0]["index"], 1);
+    }
+
+    #[test]
+    fn log_probabilities_have_openai_s_shape_streamed_and_whole() {
+        let mut out = Vec::new();
+        Chunks::new("i", "m", 5).token(0, &half(), &mut out);
+        let streamed = event(&out)["choices"][0]["logprobs"].clone();
+        let mut choice = Choice::new(true);
+        choice.push(&[half()]);
+        let whole = completion("i", "m", 5, vec![choice], Usage::default(), &Value::Null);
+        for found in [&streamed, &whole["choices"][0]["logprobs"]] {
+            assert_eq!(found, &json!({"content": [expected()], "refusal": null}));
+        }
+        let plain = completion("i", "m", 5, vec![Choice::new(false)], Usage::default(), &Value::Null);
+        assert_eq!(plain["choices"][0]["logprobs"], Value::Null);
+    }
+
+    #[test]
+    fn several_answers_are_numbered_and_their_receipts_added_up() {
+        let choice = |text: &str, reason| {
+            let mut choice = Choice::new(false);
+            choice.push(&[Token::new(1, text)]);
+            choice.finish("!", reason);
+            choice
+        };
+        let choices = vec![choice("a", FinishReason::Stop), choice("b", FinishReason::Length)];
+        let one = |total| Receipt { legs: Vec::new(), model: "m".into(), total: NanoTon(total) };
+        let value = completion("i", "m", 5, choices, Usage::default(), &receipts([one(3), one(4)]));
+        let of = |at: usize| value["choices"][at].clone();
+        assert_eq!(
+            (of(0)["message"]["content"].clone(), of(0)["finish_reason"].clone()),
+            (json!("a!"), json!("stop"))
+        );
+        assert_eq!((of(1)["index"].clone(), of(1)["finish_reason"].clone()), (json!(1), json!("length")));
+        assert_eq!(value["cocoon"]["total"], 7);
     }
 }

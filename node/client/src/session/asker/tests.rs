@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use cocoon_attest::live::LiveProof;
+use cocoon_inference::{Alternative, Logprobs};
 use proptest::prelude::*;
 
 use super::*;
@@ -109,10 +110,41 @@ fn tokens_that_were_not_paid_end_the_session() {
     let (mut asker, mut worker) = ready(1_000_000);
     let stream = asker.ask(ask(0, None, 1_000), 0);
     settle(&mut asker, &mut worker, 0).unwrap();
-    let tokens = (0..100).map(|id| Token { id, text: String::new() }).collect();
+    let tokens = (0..100).map(|id| Token::new(id, "")).collect();
     worker.say(ToAsker::Tokens { stream, start: 0, tokens });
     let error = settle(&mut asker, &mut worker, 0).unwrap_err();
     assert!(matches!(error, SessionError::Meter(MeterError::Unpaid { .. })), "{error}");
+}
+
+#[test]
+fn log_probabilities_come_exactly_as_they_were_asked_for() {
+    let logprobs = |top: usize| {
+        let alternative = |id| Alternative { id, logprob: -1.0, bytes: vec![b'x'] };
+        let top = (0..top as u32).map(alternative).collect();
+        Some(Box::new(Logprobs { logprob: -1.0, bytes: vec![b'x'], top }))
+    };
+    for (asked, sent, sound) in [
+        (None, None, true),
+        (Some(2), logprobs(2), true),
+        // A vocabulary may have fewer tokens than alternatives were asked for.
+        (Some(2), logprobs(1), true),
+        (Some(2), None, false),
+        (Some(2), logprobs(3), false),
+        (None, logprobs(0), false),
+    ] {
+        let (mut asker, mut worker) = ready(1_000_000);
+        let mut ask = ask(0, None, 1_000);
+        ask.request.sampling.logprobs = asked;
+        let stream = asker.ask(ask, 0);
+        settle(&mut asker, &mut worker, 0).unwrap();
+        let tokens = vec![Token { logprobs: sent.clone(), ..Token::new(0, "x") }];
+        worker.say(ToAsker::Tokens { stream, start: 0, tokens });
+        let settled = settle(&mut asker, &mut worker, 0);
+        match sound {
+            true => assert_eq!(settled, Ok(()), "{asked:?}, {sent:?}"),
+            false => assert!(matches!(settled, Err(SessionError::Protocol(_))), "{asked:?}, {sent:?}"),
+        }
+    }
 }
 
 #[test]
@@ -121,7 +153,7 @@ fn tokens_that_skip_or_repeat_end_the_session() {
         let (mut asker, mut worker) = ready(1_000_000);
         let stream = asker.ask(ask(0, None, 1_000), 0);
         settle(&mut asker, &mut worker, 0).unwrap();
-        let tokens = vec![Token { id: 0, text: String::new() }];
+        let tokens = vec![Token::new(0, "")];
         worker.say(ToAsker::Tokens { stream, start, tokens });
         let error = settle(&mut asker, &mut worker, 0).unwrap_err();
         assert!(matches!(error, SessionError::Protocol(_)), "{error}");
