@@ -80,10 +80,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         Command::Generate { folder, prompt, temperature, max_tokens, seed, json } => {
             let sampling = Sampling {
                 temperature: *temperature,
-                top_p: 1.0,
                 seed: *seed,
-                stop: Vec::new(),
                 max_tokens: *max_tokens,
+                ..Sampling::default()
             };
             generate(folder.as_deref(), prompt, sampling, *json)
         }
