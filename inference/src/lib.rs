@@ -35,6 +35,8 @@ pub mod embedded;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
+pub mod kernels;
+#[cfg(feature = "engine")]
 pub mod runner;
 #[cfg(feature = "engine")]
 pub mod train;

@@ -1,35 +1,31 @@
 //! Keys and values of one sequence.
 
-use burn::tensor::{Device, Tensor};
-
 use super::DecoderConfig;
+use super::ops::pool_dim;
+use crate::kernels::{BLOCK, KvPool, KvPrecision};
 
-/// The key/value cache of one sequence: per layer two buffers `[1, kv_heads, capacity, head_dim]`,
-/// allocated once.
+/// The key/value cache of one sequence: a pool of blocks for each layer.
 ///
-/// Appending writes in place, which the backend can do only while nobody else holds the buffer:
-/// views handed to attention must be gone before the next append. The buffers hold what the asker
-/// said in another form, so they are overwritten when the cache is dropped.
+/// Memory is taken as tokens come. It holds what the asker said in another form, so it is overwritten when the
+/// cache is dropped.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<Pair>,
+    pub(super) pools: Vec<KvPool>,
+    pub(super) table: Vec<u32>,
     capacity: usize,
     len: usize,
-}
-
-#[derive(Debug)]
-struct Pair {
-    keys: Tensor<4>,
-    values: Tensor<4>,
+    /// Tokens that may have left a trace: also those of a step that broke off.
+    touched: usize,
 }
 
 impl KvCache {
     /// A cache with room for `capacity` tokens.
-    pub fn new(config: &DecoderConfig, capacity: usize, device: &Device) -> Self {
-        let shape = [1, config.num_key_value_heads, capacity.max(1), config.head_dim];
-        let zeros = || Tensor::<4>::zeros(shape, device);
-        let layers = config.layers.iter().map(|_| Pair { keys: zeros(), values: zeros() }).collect();
-        Self { layers, capacity, len: 0 }
+    pub fn new(config: &DecoderConfig, capacity: usize) -> Self {
+        let blocks = capacity.div_ceil(BLOCK).max(1);
+        let (kv, dim) = (config.num_key_value_heads, pool_dim(config.head_dim));
+        let pool = |_| KvPool::new(blocks, kv, dim, KvPrecision::F32);
+        let table = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).collect();
+        Self { pools: config.layers.iter().map(pool).collect(), table, capacity, len: 0, touched: 0 }
     }
 
     /// Tokens in the cache.
@@ -47,23 +43,9 @@ impl KvCache {
         self.capacity
     }
 
-    /// Writes the keys and values of new tokens, `[1, kv_heads, new, head_dim]`, behind the ones of
-    /// earlier tokens and returns views of all from `first` on. [`advance`](Self::advance) makes them
-    /// count.
-    pub(super) fn append(
-        &mut self,
-        layer: usize,
-        keys: Tensor<4>,
-        values: Tensor<4>,
-        first: usize,
-    ) -> (Tensor<4>, Tensor<4>) {
-        let [_, heads, new, width] = keys.dims();
-        let range = [0..1, 0..heads, self.len..self.len + new, 0..width];
-        let pair = &mut self.layers[layer];
-        pair.keys.inplace(|buffer| buffer.slice_assign(range.clone(), keys));
-        pair.values.inplace(|buffer| buffer.slice_assign(range, values));
-        let view = |buffer: &Tensor<4>| buffer.clone().slice_dim(2, first..self.len + new);
-        (view(&pair.keys), view(&pair.values))
+    /// `new` tokens are about to be written.
+    pub(super) fn begin(&mut self, new: usize) {
+        self.touched = self.touched.max(self.len + new);
     }
 
     /// Counts `new` appended tokens, once every layer has them.
@@ -74,11 +56,9 @@ impl KvCache {
 
 impl Drop for KvCache {
     fn drop(&mut self) {
-        for pair in &mut self.layers {
-            for buffer in [&mut pair.keys, &mut pair.values] {
-                let shape = buffer.dims();
-                buffer.inplace(|b| b.slice_fill(shape.map(|n| 0..n), 0.0));
-            }
+        let blocks = self.touched.div_ceil(BLOCK).min(self.table.len());
+        for pool in &mut self.pools {
+            self.table[..blocks].iter().for_each(|&block| pool.wipe(block));
         }
     }
 }

@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, activation};
 
 use super::view::{Rows, View};
-use super::{DecoderConfig, Gate, KvCache};
+use super::{DecoderConfig, Gate};
 
 /// `x / sqrt(mean(x²) + eps) · weight` over the last dimension.
 pub(super) fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<D>, eps: f64) -> Tensor<D> {
@@ -63,14 +63,7 @@ pub(super) struct Layer {
 
 impl Layer {
     /// `x` is `[batch · time, hidden]`.
-    pub(super) fn forward(
-        &self,
-        config: &DecoderConfig,
-        x: Tensor<2>,
-        rows: Rows,
-        view: &View,
-        cache: Option<(&mut KvCache, usize)>,
-    ) -> Tensor<2> {
+    pub(super) fn forward(&self, config: &DecoderConfig, x: Tensor<2>, rows: Rows, view: &View) -> Tensor<2> {
         let norm = |x: Tensor<2>, weight: &Param<Tensor<1>>| {
             rms_norm(x, weight.val().unsqueeze(), config.rms_norm_eps)
         };
@@ -78,7 +71,7 @@ impl Layer {
             Some(weight) => norm(x, weight),
             None => x,
         };
-        let y = self.attention(config, norm(x.clone(), &self.attention_norm), rows, view, cache);
+        let y = self.attention(config, norm(x.clone(), &self.attention_norm), rows, view);
         let x = x + norm_out(y, &self.attention_out_norm);
         let y = self.mlp(config, norm(x.clone(), &self.mlp_norm));
         x + norm_out(y, &self.mlp_out_norm)
@@ -102,7 +95,6 @@ impl Layer {
         x: Tensor<2>,
         Rows { batch, time }: Rows,
         view: &View,
-        cache: Option<(&mut KvCache, usize)>,
     ) -> Tensor<2> {
         let (heads, kv, width) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let group = heads / kv;
@@ -134,10 +126,6 @@ impl Layer {
             width,
         ]);
 
-        let (keys, values) = match cache {
-            Some((cache, layer)) => cache.append(layer, keys, values, view.first_key),
-            None => (keys, values),
-        };
         let scores = queries.matmul(keys.swap_dims(2, 3));
         let scores = match &view.mask {
             Some(mask) => scores + mask.clone(),

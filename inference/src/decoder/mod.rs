@@ -18,24 +18,26 @@
 //! All of it was read in the modelling code of `transformers` 5.12, and `tests/parity` compares every
 //! family with what that library computes.
 //!
-//! * [`Decoder::forward`] runs a batch of rows without a cache. burn tensors carry their device at run
-//!   time, so it can be differentiated on an autodiff device.
-//! * [`Decoder::forward_cached`] appends tokens to one sequence's [`KvCache`]: this is what serving
-//!   runs. The cache is allocated once and written in place; attention reads a view of it.
-//! * [`weights`] maps the tensor names of a Hugging Face checkpoint to parameters.
+//! * [`Decoder`] runs a batch of rows in burn's own operations. Tensors carry their device at run time, so it
+//!   can be differentiated on an autodiff device; it is also the reference of what serves.
+//! * [`ServingDecoder`] appends tokens to sequences: packed weights, paged keys and values, and kernels that
+//!   burn's flex backend gets as an extension ([`ops`]).
+//! * [`weights`] maps the tensor names of a Hugging Face checkpoint to parameters of either.
 //!
-//! Weights keep the checkpoint's `[out, in]` layout, which is also burn-flex's faster one for a
-//! single row. Query, key and value projections are stacked into one matrix, gate and up
-//! projections into another, so that a decode step makes four matrix products per layer.
+//! Query, key and value projections are stacked into one matrix, gate and up projections into another, so that
+//! a decode step makes four matrix products per layer.
 
 mod cache;
 mod config;
 mod layer;
 mod model;
+pub mod ops;
 mod rope;
+mod serving;
 mod view;
 pub mod weights;
 
 pub use cache::KvCache;
 pub use config::{Attention, DecoderConfig, Family, Gate, RopeScaling, Rotary};
 pub use model::Decoder;
+pub use serving::ServingDecoder;

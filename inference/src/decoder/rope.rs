@@ -18,14 +18,14 @@ pub(super) struct Rope {
 }
 
 impl Rope {
-    /// The tables for positions `start..start + len`. Angles are f32 products as in `transformers`,
+    /// The tables for the first `len` positions. Angles are f32 products as in `transformers`,
     /// whose checkpoints were trained with them.
-    pub(super) fn new(start: usize, len: usize, head_dim: usize, rotary: Rotary, device: &Device) -> Self {
+    pub(super) fn new(len: usize, head_dim: usize, rotary: Rotary, device: &Device) -> Self {
         let half = head_dim / 2;
         let frequencies = frequencies(head_dim, rotary);
         let mut cos = Vec::with_capacity(len * head_dim);
         let mut sin = Vec::with_capacity(len * head_dim);
-        for position in start..start + len {
+        for position in 0..len {
             let angle = |f: &f32| f64::from(position as f32 * f);
             cos.extend(frequencies.iter().map(|f| angle(f).cos() as f32));
             cos.extend_from_within(cos.len() - half..);
@@ -47,7 +47,7 @@ impl Rope {
 }
 
 /// The `head_dim / 2` frequencies, in radians per position.
-fn frequencies(head_dim: usize, Rotary { theta, scaling }: Rotary) -> Vec<f32> {
+pub(super) fn frequencies(head_dim: usize, Rotary { theta, scaling }: Rotary) -> Vec<f32> {
     let plain = (0..head_dim / 2).map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64));
     plain.map(|frequency| scale(frequency, scaling) as f32).collect()
 }

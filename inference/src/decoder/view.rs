@@ -20,45 +20,33 @@ pub(super) struct Rows {
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) rope: Rope,
-    /// The first key that any of the queries sees. Those before it need not be read.
-    pub(super) first_key: usize,
-    /// Added to the scores, `[1, 1, group · time, keys from first_key]`. A single token sees every key
-    /// from `first_key` on and needs none.
+    /// Added to the scores, `[1, 1, group · time, time]`. A single token sees itself and needs none.
     pub(super) mask: Option<Tensor<4>>,
 }
 
 impl View {
-    /// For `time` tokens behind `start` earlier ones.
-    pub(super) fn new(
-        config: &DecoderConfig,
-        attention: Attention,
-        start: usize,
-        time: usize,
-        device: &Device,
-    ) -> Self {
-        let first_key = first_key(start, attention.window);
+    /// For the first `time` tokens of a sequence.
+    pub(super) fn new(config: &DecoderConfig, attention: Attention, time: usize, device: &Device) -> Self {
         let group = config.num_attention_heads / config.num_key_value_heads;
         let mask = (time > 1).then(|| {
-            let keys = start + time - first_key;
-            let values = mask(start, time, group, attention.window);
-            Tensor::from_data(TensorData::new(values, [1, 1, group * time, keys]), device)
+            let values = mask(time, group, attention.window);
+            Tensor::from_data(TensorData::new(values, [1, 1, group * time, time]), device)
         });
-        Self { rope: Rope::new(start, time, config.head_dim, attention.rotary, device), first_key, mask }
+        Self { rope: Rope::new(time, config.head_dim, attention.rotary, device), mask }
     }
 }
 
 /// The first key that the token at `position` sees.
-fn first_key(position: usize, window: Option<usize>) -> usize {
+pub(super) fn first_key(position: usize, window: Option<usize>) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
-/// Row-major `[group · time, keys]`: the query at `position` sees keys `first_key(position)..=position`.
-fn mask(start: usize, time: usize, group: usize, window: Option<usize>) -> Vec<f32> {
-    let keys = first_key(start, window)..start + time;
-    let mut mask = Vec::with_capacity(group * time * keys.len());
-    for position in start..start + time {
+/// Row-major `[group · time, time]`: the query at `position` sees keys `first_key(position)..=position`.
+fn mask(time: usize, group: usize, window: Option<usize>) -> Vec<f32> {
+    let mut mask = Vec::with_capacity(group * time * time);
+    for position in 0..time {
         let seen = first_key(position, window)..=position;
-        mask.extend(keys.clone().map(|key| if seen.contains(&key) { 0.0 } else { MASKED }));
+        mask.extend((0..time).map(|key| if seen.contains(&key) { 0.0 } else { MASKED }));
     }
     let one_head = mask.len();
     for _ in 1..group {
@@ -71,20 +59,19 @@ fn mask(start: usize, time: usize, group: usize, window: Option<usize>) -> Vec<f
 mod tests {
     use super::*;
 
-    fn seen(start: usize, time: usize, group: usize, window: Option<usize>) -> String {
-        mask(start, time, group, window).iter().map(|&m| if m == 0.0 { 'x' } else { '.' }).collect()
+    fn seen(time: usize, group: usize, window: Option<usize>) -> String {
+        mask(time, group, window).iter().map(|&m| if m == 0.0 { 'x' } else { '.' }).collect()
     }
 
     #[test]
     fn without_a_window_a_token_sees_itself_and_all_before() {
-        assert_eq!(seen(0, 3, 1, None), ["x..", "xx.", "xxx"].concat());
-        assert_eq!(seen(2, 2, 1, None), ["xxx.", "xxxx"].concat());
+        assert_eq!(seen(3, 1, None), ["x..", "xx.", "xxx"].concat());
+        assert_eq!(seen(2, 2, None), ["x.", "xx", "x.", "xx"].concat());
     }
 
     #[test]
-    fn with_a_window_it_sees_that_many_and_older_keys_are_not_read() {
-        assert_eq!(seen(0, 4, 1, Some(2)), ["x...", "xx..", ".xx.", "..xx"].concat());
+    fn with_a_window_it_sees_that_many() {
+        assert_eq!(seen(4, 1, Some(2)), ["x...", "xx..", ".xx.", "..xx"].concat());
         assert_eq!(first_key(5, Some(3)), 3);
-        assert_eq!(seen(5, 2, 2, Some(3)), ["xxx.", ".xxx", "xxx.", ".xxx"].concat());
     }
 }

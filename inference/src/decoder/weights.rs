@@ -51,27 +51,125 @@ pub fn layout(config: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
     all
 }
 
+/// What a decoder makes of the values of a tensor.
+pub(super) trait Make {
+    /// A weight.
+    type Matrix;
+    /// A norm or a bias.
+    type Vector;
+
+    fn matrix(&self, values: Vec<f32>, shape: [usize; 2]) -> Self::Matrix;
+    fn vector(&self, values: Vec<f32>) -> Self::Vector;
+}
+
+/// The parameters of a decoder.
+#[derive(Debug)]
+pub(super) struct Parts<M, V> {
+    /// `[vocab, hidden]`.
+    pub(super) embed: M,
+    pub(super) layers: Vec<LayerParts<M, V>>,
+    /// Before the output projection, `[hidden]`.
+    pub(super) norm: V,
+    /// `[vocab, hidden]`; absent when embeddings are tied.
+    pub(super) lm_head: Option<M>,
+}
+
+/// The parameters of a layer. Norm weights are as they are multiplied: Gemma's offset is added already.
+#[derive(Debug)]
+pub(super) struct LayerParts<M, V> {
+    /// Before attention, `[hidden]`.
+    pub(super) attention_norm: V,
+    /// After attention, where the family has it.
+    pub(super) attention_out_norm: Option<V>,
+    /// Before the feed-forward part, `[hidden]`.
+    pub(super) mlp_norm: V,
+    /// After the feed-forward part, where the family has it.
+    pub(super) mlp_out_norm: Option<V>,
+    /// Norms of a query head and of a key head, `[head_dim]` each, where heads are normalised.
+    pub(super) head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    /// Query, key and value projections, stacked: `[(heads + 2 · kv_heads) · head_dim, hidden]`.
+    pub(super) qkv: M,
+    pub(super) qkv_bias: Option<V>,
+    /// `[hidden, heads · head_dim]`.
+    pub(super) o: M,
+    pub(super) o_bias: Option<V>,
+    /// Gate and up projections, stacked: `[2 · intermediate, hidden]`.
+    pub(super) gate_up: M,
+    /// `[hidden, intermediate]`.
+    pub(super) down: M,
+}
+
+/// Reads all parameters from tensors that `fetch` hands out by name and shape, in the order of [`layout`].
+pub(super) fn read<T: Make, E>(
+    config: &DecoderConfig,
+    make: &T,
+    fetch: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+) -> Result<Parts<T::Matrix, T::Vector>, E> {
+    let family = config.family;
+    let names = layout(config).into_iter();
+    let mut reader = Reader { names, fetch, norm_offset: family.norm_offset(), make };
+    let embed = reader.matrix(1)?;
+    let mut layers = Vec::with_capacity(config.layers.len());
+    for _ in 0..config.layers.len() {
+        let attention_norm = reader.norm()?;
+        let (qkv, o) = (reader.matrix(3)?, reader.matrix(1)?);
+        let (qkv_bias, o_bias) = match config.attention_bias {
+            true => (Some(reader.bias(3)?), Some(reader.bias(1)?)),
+            false => (None, None),
+        };
+        let head_norms = match family.normalises_heads() {
+            true => Some((reader.norm_values()?, reader.norm_values()?)),
+            false => None,
+        };
+        let post_attention = reader.norm()?;
+        let (attention_out_norm, mlp_norm, mlp_out_norm) = match family.normalises_outputs() {
+            true => (Some(post_attention), reader.norm()?, Some(reader.norm()?)),
+            false => (None, post_attention, None),
+        };
+        layers.push(LayerParts {
+            attention_norm,
+            attention_out_norm,
+            mlp_norm,
+            mlp_out_norm,
+            head_norms,
+            qkv,
+            qkv_bias,
+            o,
+            o_bias,
+            gate_up: reader.matrix(2)?,
+            down: reader.matrix(1)?,
+        });
+    }
+    let norm = reader.norm()?;
+    let lm_head = match config.tie_word_embeddings {
+        true => None,
+        false => Some(reader.matrix(1)?),
+    };
+    Ok(Parts { embed, layers, norm, lm_head })
+}
+
 /// Tensors in the order of [`layout`].
-struct Reader<'a, F> {
+struct Reader<'a, F, T> {
     names: std::vec::IntoIter<(String, Vec<usize>)>,
     fetch: F,
     norm_offset: f32,
-    device: &'a Device,
+    make: &'a T,
 }
 
-impl<F, E> Reader<'_, F>
+impl<F, T, E> Reader<'_, F, T>
 where
     F: FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+    T: Make,
 {
     fn next(&mut self) -> Result<(Vec<f32>, Vec<usize>), E> {
-        // `layout` lists exactly what `from_tensors` takes; an empty tensor could only follow a slip
-        // there, and the parity test would see it.
+        // `layout` lists exactly what `read` takes; an empty tensor could only follow a slip there, and the
+        // parity test would see it.
         let (name, shape) = self.names.next().unwrap_or_default();
         Ok(((self.fetch)(&name, &shape)?, shape))
     }
 
     /// The next `parts` matrices of equal width as one, row under row.
-    fn matrix(&mut self, parts: usize) -> Result<Param<Tensor<2>>, E> {
+    fn matrix(&mut self, parts: usize) -> Result<T::Matrix, E> {
         let (mut data, mut rows, mut columns) = (Vec::new(), 0, 0);
         for _ in 0..parts {
             let (part, shape) = self.next()?;
@@ -81,22 +179,16 @@ where
             // The first part is taken as it is: the largest matrices are single and need no copy.
             if data.is_empty() { data = part } else { data.extend(part) }
         }
-        let data = TensorData::new(data, [rows, columns]);
-        Ok(Param::from_tensor(Tensor::from_data(data, self.device)))
-    }
-
-    fn vector(&self, data: Vec<f32>) -> Param<Tensor<1>> {
-        let length = data.len();
-        Param::from_tensor(Tensor::from_data(TensorData::new(data, [length]), self.device))
+        Ok(self.make.matrix(data, [rows, columns]))
     }
 
     /// The next `parts` vectors as one.
-    fn bias(&mut self, parts: usize) -> Result<Param<Tensor<1>>, E> {
+    fn bias(&mut self, parts: usize) -> Result<T::Vector, E> {
         let mut data = Vec::new();
         for _ in 0..parts {
             data.extend(self.next()?.0);
         }
-        Ok(self.vector(data))
+        Ok(self.make.vector(data))
     }
 
     /// The next norm weight, as it is multiplied.
@@ -108,20 +200,26 @@ where
         Ok(weight)
     }
 
-    fn norm(&mut self) -> Result<Param<Tensor<1>>, E> {
+    fn norm(&mut self) -> Result<T::Vector, E> {
         let values = self.norm_values()?;
-        Ok(self.vector(values))
+        Ok(self.make.vector(values))
+    }
+}
+
+/// Parameters of burn modules.
+struct Params<'a>(&'a Device);
+
+impl Make for Params<'_> {
+    type Matrix = Param<Tensor<2>>;
+    type Vector = Param<Tensor<1>>;
+
+    fn matrix(&self, values: Vec<f32>, shape: [usize; 2]) -> Param<Tensor<2>> {
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.0))
     }
 
-    /// The next two norm weights, of queries and keys, repeated for each head.
-    fn head_norms(&mut self, config: &DecoderConfig) -> Result<Param<Tensor<2>>, E> {
-        let (heads, kv) = (config.num_attention_heads, config.num_key_value_heads);
-        let scale = config.query_scale as f32;
-        let query: Vec<f32> = self.norm_values()?.into_iter().map(|w| w * scale).collect();
-        let mut data = query.repeat(heads);
-        data.extend(self.norm_values()?.repeat(kv));
-        let data = TensorData::new(data, [heads + kv, config.head_dim]);
-        Ok(Param::from_tensor(Tensor::from_data(data, self.device)))
+    fn vector(&self, values: Vec<f32>) -> Param<Tensor<1>> {
+        let length = values.len();
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, [length]), self.0))
     }
 }
 
@@ -133,46 +231,30 @@ impl Decoder {
         device: &Device,
         fetch: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let family = config.family;
-        let names = layout(&config).into_iter();
-        let mut reader = Reader { names, fetch, norm_offset: family.norm_offset(), device };
-        let embed = reader.matrix(1)?;
-        let mut layers = Vec::with_capacity(config.layers.len());
-        for _ in 0..config.layers.len() {
-            let attention_norm = reader.norm()?;
-            let (qkv, o) = (reader.matrix(3)?, reader.matrix(1)?);
-            let (qkv_bias, o_bias) = match config.attention_bias {
-                true => (Some(reader.bias(3)?), Some(reader.bias(1)?)),
-                false => (None, None),
-            };
-            let head_norms = match family.normalises_heads() {
-                true => Some(reader.head_norms(&config)?),
-                false => None,
-            };
-            let post_attention = reader.norm()?;
-            let (attention_out_norm, mlp_norm, mlp_out_norm) = match family.normalises_outputs() {
-                true => (Some(post_attention), reader.norm()?, Some(reader.norm()?)),
-                false => (None, post_attention, None),
-            };
-            layers.push(Layer {
-                attention_norm,
-                attention_out_norm,
-                mlp_norm,
-                mlp_out_norm,
-                head_norms,
-                qkv,
-                qkv_bias,
-                o,
-                o_bias,
-                gate_up: reader.matrix(2)?,
-                down: reader.matrix(1)?,
-            });
-        }
-        let norm = reader.norm()?;
-        let lm_head = match config.tie_word_embeddings {
-            true => None,
-            false => Some(reader.matrix(1)?),
+        let make = Params(device);
+        let Parts { embed, layers, norm, lm_head } = read(&config, &make, fetch)?;
+        // The norms of all heads in one matrix, the score's scale in that of the queries.
+        let head_norms = |(query, key): (Vec<f32>, Vec<f32>)| {
+            let (heads, kv) = (config.num_attention_heads, config.num_key_value_heads);
+            let scale = config.query_scale as f32;
+            let mut data = query.into_iter().map(|w| w * scale).collect::<Vec<_>>().repeat(heads);
+            data.extend(key.repeat(kv));
+            make.matrix(data, [heads + kv, config.head_dim])
         };
+        let layer = |parts: LayerParts<_, _>| Layer {
+            attention_norm: parts.attention_norm,
+            attention_out_norm: parts.attention_out_norm,
+            mlp_norm: parts.mlp_norm,
+            mlp_out_norm: parts.mlp_out_norm,
+            head_norms: parts.head_norms.map(head_norms),
+            qkv: parts.qkv,
+            qkv_bias: parts.qkv_bias,
+            o: parts.o,
+            o_bias: parts.o_bias,
+            gate_up: parts.gate_up,
+            down: parts.down,
+        };
+        let layers = layers.into_iter().map(layer).collect();
         Ok(Self { embed, layers, norm, lm_head, config })
     }
 }

@@ -1,19 +1,19 @@
 //! Serving a checkpoint with burn.
 //!
-//! A prompt is computed in chunks of [`PREFILL_CHUNK`] tokens, output tokens one by one. A resumed
-//! request computes its `prefix` one by one too, although chunks would be faster: a product over
-//! several rows may round differently, and the continuation must be bit for bit what the first
-//! worker would have computed.
+//! A prompt is computed in chunks of [`PREFILL_CHUNK`] tokens, output tokens one by one. What a row gives does not
+//! depend on the chunk it is in, so a resumed request's `prefix` is read like a prompt, and the continuation is
+//! bit for bit what the first worker would have computed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::{Engine, EngineError, Generation, LoadError, Sampler, Step, logprobs::logprobs};
 use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer, TokenizerError};
-use crate::decoder::{Decoder, KvCache};
+use crate::decoder::{KvCache, ServingDecoder};
+use crate::kernels::{Precision, RoundingError};
 use crate::manifest::Manifest;
 use crate::text::TextStream;
 use crate::{FinishReason, GenerateRequest, ModelDigest, ModelInfo, RequestError, Token};
@@ -21,10 +21,8 @@ use crate::{FinishReason, GenerateRequest, ModelDigest, ModelInfo, RequestError,
 /// Prompt tokens per step. Large enough for matrix products to run at full speed, small enough that
 /// a long prompt does not keep other generations waiting.
 const PREFILL_CHUNK: usize = 64;
-/// Tokens of a resumed request's prefix per step.
-const REPLAY_CHUNK: usize = 16;
 
-/// A decoder on a burn device, ready to serve.
+/// A decoder, ready to serve.
 #[derive(Debug, Clone)]
 pub struct BurnEngine {
     shared: Arc<Shared>,
@@ -34,38 +32,48 @@ pub struct BurnEngine {
 struct Shared {
     info: ModelInfo,
     config: ModelConfig,
-    model: Decoder,
+    model: ServingDecoder,
     tokenizer: TextTokenizer,
     template: ChatTemplate,
     manifest: Manifest,
-    device: Device,
 }
 
 impl BurnEngine {
-    /// Loads a checkpoint directory on the CPU. With `expected`, the files must be those of that
-    /// digest. `progress` gets bytes read and bytes in all.
+    /// Loads a checkpoint directory on the CPU, its weights in single precision. With `expected`, the files must
+    /// be those of that digest. `progress` gets bytes read and bytes in all.
     pub fn load(
         dir: &Path,
         expected: Option<ModelDigest>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?)
+        Self::load_as(dir, Precision::F32, expected, progress)
+    }
+
+    /// The same, with the weights in another precision. [`rounding_error`](Self::rounding_error) says what that
+    /// changed.
+    pub fn load_as(
+        dir: &Path,
+        precision: Precision,
+        expected: Option<ModelDigest>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?, precision)
     }
 
     /// Loads the model that is built into the program.
     pub fn embedded() -> Result<Self, LoadError> {
         let files = crate::embedded::files();
         let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
-        Self::from_checkpoint(Checkpoint::from_files(crate::embedded::NAME.to_owned(), files, None)?)
+        let checkpoint = Checkpoint::from_files(crate::embedded::NAME.to_owned(), files, None)?;
+        Self::from_checkpoint(checkpoint, Precision::F32)
     }
 
-    fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self, LoadError> {
+    fn from_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Result<Self, LoadError> {
         let Checkpoint { name, config, tensors, tokenizer, template, manifest } = checkpoint;
-        let device = Device::flex();
         let dimensions = config.dimensions.clone();
-        let model =
-            guard(|| Decoder::from_tensors(dimensions, &device, |name, shape| tensors.get(name, shape)))
-                .map_err(LoadError::Backend)??;
+        let fetch = |name: &str, shape: &[usize]| tensors.get(name, shape);
+        let model = guard(|| ServingDecoder::from_tensors(dimensions, precision, fetch))
+            .map_err(LoadError::Backend)??;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let info = ModelInfo {
             name,
@@ -73,9 +81,9 @@ impl BurnEngine {
             context: count(config.dimensions.max_position_embeddings),
             parameters: config.dimensions.parameters(),
             family: config.dimensions.family.name().into(),
-            quantisation: "f32".into(),
+            quantisation: precision.name().into(),
         };
-        let shared = Shared { info, config, model, tokenizer, template, manifest, device };
+        let shared = Shared { info, config, model, tokenizer, template, manifest };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -94,41 +102,24 @@ impl BurnEngine {
         self.shared.render(request)
     }
 
-    /// Logits after each token of a sequence, computed in one pass without a cache.
-    pub fn logits(&self, ids: &[u32]) -> Result<Vec<Vec<f32>>, RequestError> {
-        self.shared.check_ids("ids", ids)?;
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let data: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        self.rows("ids", ids.len(), |shared| {
-            let ids = Tensor::<1, burn::tensor::Int>::from_data(data.as_slice(), &shared.device);
-            let logits = shared.model.forward(ids.unsqueeze());
-            logits.squeeze_dim(0)
-        })
+    /// What the precision of the weights changed: the worst of all matrices.
+    pub fn rounding_error(&self) -> RoundingError {
+        self.shared.model.rounding_error()
     }
 
-    /// The same, through the cache, `chunk` tokens at a time: what serving computes.
-    pub fn logits_cached(&self, ids: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>, RequestError> {
+    /// Logits after each token of a sequence, computed `chunk` tokens at a time. The chunks do not change a bit of
+    /// them; they only bound the memory of a step.
+    pub fn logits(&self, ids: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>, RequestError> {
         self.shared.check_ids("ids", ids)?;
-        let mut cache = KvCache::new(&self.shared.config.dimensions, ids.len(), &self.shared.device);
-        let mut all = Vec::new();
+        let model = &self.shared.model;
+        let mut cache = KvCache::new(model.config(), ids.len());
+        let mut all = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(chunk.max(1)) {
-            all.extend(
-                self.rows("ids", chunk.len(), |shared| shared.model.forward_cached(chunk, &mut cache))?,
-            );
+            let logits = guard(|| host(model.forward(chunk, &mut cache)));
+            let logits = logits.map_err(|e| RequestError::invalid("ids", e))?;
+            all.extend(logits.chunks(logits.len() / chunk.len()).map(<[f32]>::to_vec));
         }
         Ok(all)
-    }
-
-    fn rows(
-        &self,
-        field: &str,
-        count: usize,
-        run: impl FnOnce(&Shared) -> Tensor<2>,
-    ) -> Result<Vec<Vec<f32>>, RequestError> {
-        let values = guard(|| host(run(&self.shared))).map_err(|e| RequestError::invalid(field, e))?;
-        Ok(values.chunks(values.len() / count.max(1)).map(<[f32]>::to_vec).collect())
     }
 }
 
@@ -247,29 +238,14 @@ struct BurnGeneration {
 }
 
 impl BurnGeneration {
-    /// Feeds tokens to the model. The last ones' logits, once nothing is left to feed.
+    /// Feeds the next tokens to the model. The last one's logits, once nothing is left to feed.
     fn advance(&mut self) -> Option<Vec<f32>> {
         let Self { shared, ids, cache, prompt, .. } = self;
-        let cache = cache.get_or_insert_with(|| {
-            KvCache::new(&shared.config.dimensions, *prompt + self.limit, &shared.device)
-        });
-        let mut single = REPLAY_CHUNK;
-        while single > 0 && cache.len() < ids.len() {
-            let from = cache.len();
-            let to = match from < *prompt {
-                true => {
-                    single = 1;
-                    (from + PREFILL_CHUNK).min(*prompt)
-                }
-                false => from + 1,
-            };
-            single -= 1;
-            let logits = shared.model.forward_cached_last(&ids[from..to], cache);
-            if to == ids.len() {
-                return Some(host(logits));
-            }
-        }
-        None
+        let cache = cache.get_or_insert_with(|| KvCache::new(shared.model.config(), *prompt + self.limit));
+        let from = cache.len();
+        let to = (from + PREFILL_CHUNK).min(ids.len());
+        let logits = shared.model.forward_last(&ids[from..to], cache);
+        (to == ids.len()).then(|| host(logits))
     }
 }
 
@@ -314,7 +290,8 @@ impl Generation for BurnGeneration {
 }
 
 fn host(logits: Tensor<2>) -> Vec<f32> {
-    logits.into_data().iter::<f32>().collect()
+    let data = logits.into_data();
+    data.as_slice::<f32>().map_or_else(|_| data.iter::<f32>().collect(), <[f32]>::to_vec)
 }
 
 /// burn reports errors by panicking (an allocation that fails, say). One request must not take the

@@ -171,5 +171,5 @@ fn the_embedded_model_loads_from_memory_and_from_disk_alike() {
     let disk = BurnEngine::load(&folder, Some(embedded::digest()), &mut |_, _| ()).unwrap();
     let memory = BurnEngine::embedded().unwrap();
     assert_eq!(disk.info(), memory.info());
-    assert_eq!(disk.logits(&[1, 2, 3]).unwrap(), memory.logits(&[1, 2, 3]).unwrap());
+    assert_eq!(disk.logits(&[1, 2, 3], 3).unwrap(), memory.logits(&[1, 2, 3], 3).unwrap());
 }

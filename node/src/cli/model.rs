@@ -163,7 +163,7 @@ fn generate(folder: Option<&Path>, prompt: &str, sampling: Sampling, json: bool)
 }
 
 fn logits(folder: Option<&Path>, ids: &[u32], json: bool) -> anyhow::Result<()> {
-    let rows = load_or_embedded(folder)?.logits_cached(ids, CHUNK)?;
+    let rows = load_or_embedded(folder)?.logits(ids, CHUNK)?;
     if json {
         output::json(&json!({"logits": rows}));
         return Ok(());
