@@ -65,7 +65,8 @@ impl ServingDecoder {
         let parts = read(&config, &Pack(precision), fetch)?;
         let matrices = parts.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
         let (mut bytes, mut rounding) = (0, RoundingError::default());
-        for matrix in matrices.chain([&parts.embed]).chain(&parts.lm_head) {
+        let head = parts.lm_head.as_ref().unwrap_or(&parts.embed);
+        for matrix in matrices.chain([head]) {
             bytes += matrix.bytes();
             let error = matrix.rounding_error();
             rounding = RoundingError { max: rounding.max.max(error.max), rms: rounding.rms.max(error.rms) };
@@ -79,9 +80,16 @@ impl ServingDecoder {
         &self.config
     }
 
-    /// Bytes of the packed weights.
+    /// Bytes of the weights that every token is multiplied with. An embedding table of its own is not among them.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Weights that every token of a prompt is multiplied with: those of the layers. Only its last one meets the
+    /// output projection.
+    pub fn layer_weights(&self) -> u64 {
+        let matrices = self.parts.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
+        matrices.map(|m| m.out_features() as u64 * m.in_features() as u64).sum()
     }
 
     /// What packing changed: the worst of all matrices.

@@ -17,7 +17,7 @@ mod sampler;
 
 use std::time::Instant;
 
-pub use burn::BurnEngine;
+pub use burn::{BurnEngine, TokenSequence};
 pub use echo::EchoEngine;
 pub use paced::Paced;
 pub use sampler::Sampler;

@@ -7,6 +7,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use super::quant::{Activations, GROUP, Quantise, Weights};
 use super::simd::{Isa, LANES, Simd};
@@ -16,9 +17,11 @@ pub(super) const PANEL: usize = 2 * LANES;
 
 /// How the weights of a [`Matrix`] are kept. What they are multiplied with, and the sums, are `f32`; only
 /// `Int8` rounds the other factor too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Single precision: 4 bytes a weight.
+    #[default]
     F32,
     /// IEEE half precision: 2 bytes a weight.
     F16,
@@ -38,10 +41,20 @@ impl Precision {
             Self::Int8 => "int8",
         }
     }
+}
 
-    /// The precision of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|precision| precision.name() == name)
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|precision| precision.name() == name);
+        found.ok_or_else(|| format!("`{name}` is no precision; choose f32, f16 or int8"))
     }
 }
 

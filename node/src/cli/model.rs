@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, Subcommand};
+use cocoon_inference::kernels::Precision;
 use cocoon_inference::{
     BurnEngine, ChatRole, Engine as _, GenerateRequest, Message, Sampling, complete, manifest::verify_digest,
 };
@@ -53,6 +54,9 @@ enum Command {
         /// Seed of the randomness
         #[arg(long, default_value_t = 0)]
         seed: u64,
+        /// How the weights are kept: f32, f16 or int8
+        #[arg(long, default_value_t)]
+        precision: Precision,
         /// Print {"ids", "text", "usage"}
         #[arg(long)]
         json: bool,
@@ -64,6 +68,9 @@ enum Command {
         /// Token ids, such as 1,2,3
         #[arg(long, value_delimiter = ',', required = true)]
         ids: Vec<u32>,
+        /// How the weights are kept: f32, f16 or int8
+        #[arg(long, default_value_t)]
+        precision: Precision,
         /// Print {"logits": [[…], …]}, one list for each position; otherwise only the best token of each
         #[arg(long)]
         json: bool,
@@ -77,16 +84,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::List { folders, json } => list(folders, *json),
         Command::Verify { folder, digest } => verify(folder, digest),
-        Command::Generate { folder, prompt, temperature, max_tokens, seed, json } => {
+        Command::Generate { folder, prompt, temperature, max_tokens, seed, precision, json } => {
             let sampling = Sampling {
                 temperature: *temperature,
                 seed: *seed,
                 max_tokens: *max_tokens,
                 ..Sampling::default()
             };
-            generate(folder.as_deref(), prompt, sampling, *json)
+            generate(&load_or_embedded(folder.as_deref(), *precision)?, prompt, sampling, *json)
         }
-        Command::Logits { folder, ids, json } => logits(folder.as_deref(), ids, *json),
+        Command::Logits { folder, ids, precision, json } => {
+            logits(&load_or_embedded(folder.as_deref(), *precision)?, ids, *json)
+        }
     }
 }
 
@@ -106,7 +115,7 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<()> {
         all.push(folder.clone());
         all.sort();
         for path in all.into_iter().filter(|path| path.join("config.json").is_file()) {
-            models.push(describe(&load(&path)?, path.display().to_string()));
+            models.push(describe(&load(&path, Precision::F32)?, path.display().to_string()));
         }
     }
     if json {
@@ -137,15 +146,14 @@ fn verify(folder: &Path, digest: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn generate(folder: Option<&Path>, prompt: &str, sampling: Sampling, json: bool) -> anyhow::Result<()> {
-    let engine = load_or_embedded(folder)?;
+fn generate(engine: &BurnEngine, prompt: &str, sampling: Sampling, json: bool) -> anyhow::Result<()> {
     let request = GenerateRequest {
         model: engine.info().digest,
         messages: vec![Message { role: ChatRole::User, content: prompt.to_owned() }],
         sampling,
         prefix: Vec::new(),
     };
-    let done = complete(&engine, &request, |token| {
+    let done = complete(engine, &request, |token| {
         if !json {
             output::piece(&token.text);
         }
@@ -162,8 +170,8 @@ fn generate(folder: Option<&Path>, prompt: &str, sampling: Sampling, json: bool)
     Ok(())
 }
 
-fn logits(folder: Option<&Path>, ids: &[u32], json: bool) -> anyhow::Result<()> {
-    let rows = load_or_embedded(folder)?.logits(ids, CHUNK)?;
+fn logits(engine: &BurnEngine, ids: &[u32], json: bool) -> anyhow::Result<()> {
+    let rows = engine.logits(ids, CHUNK)?;
     if json {
         output::json(&json!({"logits": rows}));
         return Ok(());
@@ -177,16 +185,20 @@ fn logits(folder: Option<&Path>, ids: &[u32], json: bool) -> anyhow::Result<()> 
     Ok(())
 }
 
-fn load_or_embedded(folder: Option<&Path>) -> anyhow::Result<BurnEngine> {
+/// A checkpoint, or without a folder the embedded model, which is small enough for single precision.
+pub(super) fn load_or_embedded(folder: Option<&Path>, precision: Precision) -> anyhow::Result<BurnEngine> {
     match folder {
-        Some(folder) => load(folder),
-        None => Ok(BurnEngine::embedded()?),
+        Some(folder) => load(folder, precision),
+        None if precision == Precision::F32 => Ok(BurnEngine::embedded()?),
+        None => {
+            anyhow::bail!("the embedded model is served in f32 only; name a folder, or leave --precision out")
+        }
     }
 }
 
-fn load(folder: &Path) -> anyhow::Result<BurnEngine> {
+fn load(folder: &Path, precision: Precision) -> anyhow::Result<BurnEngine> {
     let bar = output::bar(0, format!("loading {}", folder.display()));
-    let engine = BurnEngine::load(folder, None, &mut |done, total| {
+    let engine = BurnEngine::load_as(folder, precision, None, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });

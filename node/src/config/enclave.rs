@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cocoon_inference::kernels::Precision;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -94,6 +95,8 @@ pub struct ModelConfig {
     pub directory: PathBuf,
     /// Threads for inference; 0 for all cores.
     pub threads: usize,
+    /// How its weights are kept: f32, f16 or int8. Fewer bits are faster and less exact.
+    pub precision: Precision,
 }
 
 /// Who makes the quotes.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cocoon_inference::kernels::Precision;
 use cocoon_inference::runner::{Runner, RunnerLimits};
 use cocoon_inference::{BurnEngine, EchoEngine, Engine, LoadError, ModelInfo, Paced};
 use thiserror::Error;
@@ -96,10 +97,14 @@ fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine
     if directory.as_os_str().is_empty() {
         return BurnEngine::embedded().map_err(EngineLoadError::Embedded);
     }
-    checkpoint(directory, expected)
+    checkpoint(directory, config.model.precision, expected)
 }
 
-fn checkpoint(directory: &Path, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
+fn checkpoint(
+    directory: &Path,
+    precision: Precision,
+    expected: Option<[u8; 32]>,
+) -> Result<BurnEngine, EngineLoadError> {
     let mut tenths = 0;
     let mut progress = |done: u64, total: u64| {
         let now = (done.saturating_mul(10)).checked_div(total).unwrap_or(10);
@@ -108,6 +113,11 @@ fn checkpoint(directory: &Path, expected: Option<[u8; 32]>) -> Result<BurnEngine
             tracing::debug!(percent = now * 10, "loading the model");
         }
     };
-    BurnEngine::load(directory, expected, &mut progress)
-        .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why })
+    let engine = BurnEngine::load_as(directory, precision, expected, &mut progress)
+        .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why })?;
+    if precision != Precision::F32 {
+        let error = engine.rounding_error();
+        tracing::info!(%precision, max = error.max, rms = error.rms, "rounded the model's weights");
+    }
+    Ok(engine)
 }

@@ -1,5 +1,6 @@
 //! `cocoon bench`: measurements, each against a named limit.
 
+mod inference;
 mod load;
 mod session;
 
@@ -15,6 +16,8 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// A model on this machine: prompt and answer tokens per second
+    Inference(inference::Args),
     /// Requests through gateway, host and enclave as real processes, with payment and encryption on
     Session(session::Args),
     /// The load generator of `session`: asks a gateway and measures
@@ -23,6 +26,7 @@ enum Command {
 
 pub(super) fn run(args: Args, verbose: u8) -> anyhow::Result<()> {
     match args.command {
+        Command::Inference(args) => inference::run(&args),
         Command::Session(args) => service::block_on(session::run(args, verbose)),
         Command::Load(args) => load::run(&args),
     }
