@@ -46,3 +46,15 @@ pub fn shard_index(bytes: &[u8]) {
     // The shards hold nothing, so an index that names a tensor cannot be right.
     assert!(Tensors::parse(files, Some(bytes)).is_err(), "an index must not be believed");
 }
+
+/// A file of weights, of which a tensor `x` of one value is wanted.
+#[cfg(feature = "engine")]
+pub fn weights_header(bytes: &[u8]) {
+    use crate::checkpoint::Tensors;
+    let files = vec![("model.safetensors".to_owned(), bytes.to_vec())];
+    if let Ok(tensors) = Tensors::parse(files, None)
+        && let Ok(values) = tensors.get("x", &[1])
+    {
+        assert!(values.len() == 1 && values[0].is_finite(), "a tensor must be what it was said to be");
+    }
+}

@@ -133,7 +133,12 @@ impl Manifest {
     /// Adds a file by its content.
     pub fn insert(&mut self, name: &str, content: &[u8]) {
         let entry = Entry { size: content.len() as u64, sha256: Sha256::digest(content).into() };
-        self.files.insert(name.to_owned(), entry);
+        self.put(name.to_owned(), entry);
+    }
+
+    /// Adds a file that was hashed while it was read.
+    pub fn put(&mut self, name: String, entry: Entry) {
+        self.files.insert(name, entry);
     }
 
     /// The files, sorted by name.

@@ -2,43 +2,46 @@
 //!
 //! ```text
 //! config.json                    dimensions     → DecoderConfig, end-of-turn tokens (config)
-//! *.safetensors                  weights        → Decoder                           (tensors)
-//! model.safetensors.index.json   tensor → shard                                     (tensors)
+//! *.safetensors                  weights        → Decoder                           (index, tensors, stream)
+//! model.safetensors.index.json   tensor → shard                                     (index)
 //! tokenizer.json                 vocabulary     → ids ⇄ bytes                       (tokenizer)
 //! tokenizer_config.json          chat template  → messages → prompt text            (template)
 //! ```
 //!
-//! Every file is read once into memory, hashed there, and parsed from the same bytes: whoever owns
-//! the disk cannot show one file to the hash and another to the parser. (A memory map would, and a
-//! truncated map kills the process.) The manifest's digest is compared before anything else is
-//! believed; the weights' size is bounded by what the configuration needs.
-//!
-//! Weights are f32 in memory whatever the file holds: burn-flex converts a whole bf16 matrix on
-//! every product, which costs more than the memory it saves.
+//! Whoever owns the disk must not be able to show one file to the hash and another to the parser. So every byte is
+//! read once into memory of the process, and is hashed there and used from the same copy: small files as a whole, and
+//! so the weights in [`Checkpoint::open`]; in [`Unread::read`] the weights a few megabytes at a time, straight into
+//! the form in which they serve ([`stream`] says how). With a digest, the configuration and the headers of the weight
+//! files are all that is parsed before it is compared. The size of the weights is bounded by what the configuration
+//! needs.
 
 mod config;
+mod files;
+mod index;
+mod stream;
 mod template;
 mod tensors;
 mod tokenizer;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
+use files::{Files, Texts};
+use stream::Plan;
+
 pub use config::{ConfigError, ModelConfig, parse_config, parse_dimensions};
+pub use index::{INDEX_FILE, TensorError};
 pub use template::{ChatTemplate, TemplateError};
-pub use tensors::{INDEX_FILE, TensorError, Tensors};
+pub use tensors::Tensors;
 pub use tokenizer::{TextTokenizer, TokenizerError};
 
 use crate::ModelDigest;
+use crate::decoder::weights::layout;
 use crate::manifest::{self, Manifest, ManifestError};
 
 /// Largest `config.json`; a real one has about a kilobyte.
 pub const MAX_CONFIG_BYTES: u64 = 256 * 1024;
 /// Largest tokenizer file; Gemma 3's has 33 MB. The index of the shards stays far below.
 pub const MAX_TOKENIZER_BYTES: u64 = 64 * 1024 * 1024;
-/// Room for a weight file's header and for tensors that are not used, beside the weights themselves.
-const WEIGHT_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Why a checkpoint cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +78,11 @@ pub enum LoadError {
     /// The chat template.
     #[error("chat template: {0}")]
     Template(#[from] TemplateError),
+    /// The packed weights are too large.
+    #[error(
+        "no memory for the weights: {0}; choose a precision of fewer bits, or a machine with more memory"
+    )]
+    Memory(std::io::Error),
     /// The backend failed while taking the weights.
     #[error("the backend could not take the weights: {0}")]
     Backend(String),
@@ -104,17 +112,9 @@ impl Checkpoint {
         expected: Option<&ModelDigest>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        let opened =
-            read_dir(dir, progress).and_then(|files| Self::from_files(folder_name(dir), files, expected));
-        match (opened, expected) {
-            // Whatever is wrong inside a file, that it is not the expected file is the better
-            // answer.
-            (Err(error), Some(digest)) if !matches!(error, LoadError::Manifest(_)) => {
-                manifest::verify_digest(dir, digest)?;
-                Err(error)
-            }
-            (opened, _) => opened,
-        }
+        let opened = Files::open(dir).and_then(|files| files.read(progress));
+        let opened = opened.and_then(|files| Self::from_files(folder_name(dir), files, expected));
+        opened.map_err(|error| blame(dir, expected, error))
     }
 
     /// Parses files that are in memory already. Those that no engine reads are ignored.
@@ -123,20 +123,110 @@ impl Checkpoint {
         files: Vec<(String, Vec<u8>)>,
         expected: Option<&ModelDigest>,
     ) -> Result<Self, LoadError> {
-        let files: Vec<_> = files.into_iter().filter(|(name, _)| manifest::is_model_file(name)).collect();
         let manifest = Manifest::of_files(files.iter().map(|(n, b)| (n.as_str(), b.as_slice())));
         if let Some(digest) = expected {
             manifest::expect(&manifest, digest)?;
         }
-        let find = |wanted: &str| files.iter().find(|(n, _)| n == wanted).map(|(_, b)| b.as_slice());
-        let need = |wanted: &'static str| find(wanted).ok_or(LoadError::Missing { name: wanted });
-        let config = parse_config(need("config.json")?, find("generation_config.json"))?;
-        let tokenizer = TextTokenizer::parse(need("tokenizer.json")?, config.dimensions.vocab_size)?;
-        let template = ChatTemplate::parse(find("tokenizer_config.json"), find("chat_template.jinja"))?;
-        let index = find(INDEX_FILE).map(<[u8]>::to_vec);
-        let weights = files.into_iter().filter(|(n, _)| n.ends_with(".safetensors")).collect();
-        let tensors = Tensors::parse(weights, index.as_deref())?;
+        let files = files.into_iter().filter(|(name, _)| manifest::is_model_file(name));
+        let (weights, texts) = files.partition(|(name, _)| name.ends_with(".safetensors"));
+        let texts = Texts::of(texts);
+        let config = texts.config()?;
+        let (tokenizer, template) = (texts.tokenizer(&config)?, texts.template()?);
+        let tensors = Tensors::parse(weights, texts.find(INDEX_FILE))?;
         Ok(Self { name, config, tensors, tokenizer, template, manifest })
+    }
+}
+
+/// A checkpoint whose weights are still to be read.
+#[derive(Debug)]
+pub struct Unread {
+    name: String,
+    config: ModelConfig,
+    expected: Option<ModelDigest>,
+    files: Files,
+    plan: Plan,
+}
+
+/// A checkpoint without its weights.
+#[derive(Debug)]
+pub struct Description {
+    /// Name of its folder.
+    pub name: String,
+    /// Dimensions and end-of-turn tokens.
+    pub config: ModelConfig,
+    /// Vocabulary.
+    pub tokenizer: TextTokenizer,
+    /// Chat template.
+    pub template: ChatTemplate,
+    /// The files as they were read.
+    pub manifest: Manifest,
+}
+
+impl Unread {
+    /// Opens a folder, and looks for all tensors that the configuration asks for.
+    pub fn open(dir: &Path, expected: Option<ModelDigest>) -> Result<Self, LoadError> {
+        Self::new(folder_name(dir), Files::open(dir)?, expected)
+    }
+
+    /// The same with files that are in memory. Those that no engine reads are ignored.
+    pub fn in_memory(name: String, files: Vec<(String, Vec<u8>)>) -> Result<Self, LoadError> {
+        Self::new(name, Files::in_memory(files), None)
+    }
+
+    fn new(name: String, files: Files, expected: Option<ModelDigest>) -> Result<Self, LoadError> {
+        let config = files.texts.config()?;
+        let plan = files.index().and_then(|index| Plan::new(&index, layout(&config.dimensions)));
+        if plan.is_err() && expected.is_none() {
+            // A vocabulary that does not fit the configuration is the better answer.
+            files.texts.tokenizer(&config)?;
+        }
+        Ok(Self { name, config, expected, files, plan: plan? })
+    }
+
+    /// Dimensions and end-of-turn tokens.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Reads the weights, once. `put` gets all rows of all tensors that [`layout`] lists: the number of the tensor
+    /// there, that of the first row, and the values. It is called from several threads, in any order. What it was
+    /// given is the model only if this succeeds. `progress` gets bytes read and bytes in all.
+    pub fn read(
+        self,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+        put: &(dyn Fn(usize, usize, &[f32]) + Sync),
+    ) -> Result<Description, LoadError> {
+        let Self { name, config, expected, files: Files { texts, weights }, plan } = self;
+        let before = texts.bytes();
+        let total = before + weights.iter().map(|file| file.size).sum::<u64>();
+        let mut tell = |done: u64| progress(before + done, total);
+        tell(0);
+        let mut read = || plan.read(&weights, &mut tell, put);
+        let parse = || Ok((texts.tokenizer(&config)?, texts.template()?));
+        let (entries, parsed): (_, Option<Result<_, LoadError>>) = match expected {
+            // A large vocabulary takes as long as some hundred megabytes of weights.
+            None => rayon::join(read, || Some(parse())),
+            Some(_) => (read(), None),
+        };
+        let mut manifest = texts.manifest();
+        for (name, entry) in entries? {
+            manifest.put(name, entry);
+        }
+        if let Some(digest) = expected {
+            manifest::expect(&manifest, &digest)?;
+        }
+        let (tokenizer, template) = parsed.unwrap_or_else(parse)?;
+        Ok(Description { name, config, tokenizer, template, manifest })
+    }
+}
+
+/// The error of a folder that was to have a digest. Whatever is wrong inside a file, that it is not the expected file
+/// is the better answer.
+pub(crate) fn blame(dir: &Path, expected: Option<&ModelDigest>, error: LoadError) -> LoadError {
+    let inside = !matches!(error, LoadError::Manifest(_) | LoadError::Memory(_) | LoadError::Backend(_));
+    match expected.filter(|_| inside).map(|digest| manifest::verify_digest(dir, digest)) {
+        Some(Err(other)) => other.into(),
+        _ => error,
     }
 }
 
@@ -144,53 +234,4 @@ fn folder_name(dir: &Path) -> String {
     let resolved = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
     let name = resolved.file_name().and_then(|n| n.to_str()).unwrap_or("model");
     name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(96).collect()
-}
-
-fn read_dir(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
-    let names = manifest::model_files(dir)?;
-    let mut total = 0;
-    let mut sizes = Vec::new();
-    for name in &names {
-        let size = std::fs::metadata(dir.join(name)).map_err(|e| io(dir, name, e))?.len();
-        total += size;
-        sizes.push(size);
-    }
-    // The configuration first: it bounds everything else.
-    let config = read(dir, "config.json", MAX_CONFIG_BYTES)?;
-    let weights = parse_dimensions(&config)?.parameters().saturating_mul(4);
-    let mut room = weights.saturating_add(WEIGHT_SLACK_BYTES);
-    let mut done = 0;
-    let mut files = Vec::new();
-    for (name, size) in names.into_iter().zip(sizes) {
-        progress(done, total);
-        let bytes = match name.as_str() {
-            "config.json" => config.clone(),
-            n if n.ends_with(".safetensors") => {
-                let bytes = read(dir, &name, room)?;
-                room -= bytes.len() as u64;
-                bytes
-            }
-            _ => read(dir, &name, MAX_TOKENIZER_BYTES)?,
-        };
-        done += size;
-        files.push((name, bytes));
-    }
-    progress(done, total);
-    Ok(files)
-}
-
-fn read(dir: &Path, name: &str, limit: u64) -> Result<Vec<u8>, LoadError> {
-    let file = File::open(dir.join(name)).map_err(|e| io(dir, name, e))?;
-    let found = file.metadata().map_err(|e| io(dir, name, e))?.len();
-    if found > limit {
-        return Err(LoadError::TooLarge { name: name.to_owned(), found, limit });
-    }
-    let mut bytes = Vec::with_capacity(found as usize);
-    // The file may grow while it is read.
-    file.take(limit).read_to_end(&mut bytes).map_err(|e| io(dir, name, e))?;
-    Ok(bytes)
-}
-
-fn io(dir: &Path, name: &str, source: std::io::Error) -> LoadError {
-    ManifestError::Io { path: dir.join(name).display().to_string(), source }.into()
 }

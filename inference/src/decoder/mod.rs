@@ -22,6 +22,7 @@
 //!   can be differentiated on an autodiff device; it is also the reference of what serves.
 //! * [`ServingDecoder`] appends tokens to sequences: packed weights, paged keys and values, and kernels that
 //!   burn's flex backend gets as an extension ([`ops`]).
+//! * [`Packing`] takes the weights of a [`ServingDecoder`] row by row, in whichever order files have them.
 //! * [`weights`] maps the tensor names of a Hugging Face checkpoint to parameters of either.
 //!
 //! Query, key and value projections are stacked into one matrix, gate and up projections into another, so that
@@ -32,6 +33,7 @@ mod config;
 mod layer;
 mod model;
 pub mod ops;
+mod packing;
 mod rope;
 mod serving;
 mod view;
@@ -40,4 +42,5 @@ pub mod weights;
 pub use cache::KvCache;
 pub use config::{Attention, DecoderConfig, Family, Gate, RopeScaling, Rotary};
 pub use model::Decoder;
+pub use packing::{Packing, Places};
 pub use serving::ServingDecoder;

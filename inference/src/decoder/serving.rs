@@ -9,16 +9,16 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::ops::{HeadSpec, attention, gated, linear, rms_norm};
 use super::rope::frequencies;
 use super::view::first_key;
-use super::weights::{LayerParts, Make, Parts, read};
+use super::weights::{LayerParts, Parts};
 use super::{DecoderConfig, KvCache};
 use crate::kernels::attention::Row;
 use crate::kernels::rope::Rope;
-use crate::kernels::{KvPool, Matrix, Precision, RoundingError};
+use crate::kernels::{KvPool, Matrix, RoundingError};
 
 /// Weights below this size are multiplied faster by one thread than several can be woken.
 const ALONE_BYTES: usize = 8 << 20;
 
-/// A decoder that is ready to serve.
+/// A decoder that is ready to serve. [`Packing`](super::Packing) makes one from a checkpoint.
 #[derive(Debug)]
 pub struct ServingDecoder {
     parts: Parts<Matrix, Vec<f32>>,
@@ -39,30 +39,9 @@ struct Spot<'a> {
     table: &'a [u32],
 }
 
-struct Pack(Precision);
-
-impl Make for Pack {
-    type Matrix = Matrix;
-    type Vector = Vec<f32>;
-
-    fn matrix(&self, values: Vec<f32>, [rows, columns]: [usize; 2]) -> Matrix {
-        Matrix::from_slice(rows, columns, self.0, &values)
-    }
-
-    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
-        values
-    }
-}
-
 impl ServingDecoder {
-    /// Packs the tensors that `fetch` hands out by name and shape, in the order of
-    /// [`layout`](super::weights::layout). `fetch` vouches for the number of values.
-    pub fn from_tensors<E>(
-        config: DecoderConfig,
-        precision: Precision,
-        fetch: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
-    ) -> Result<Self, E> {
-        let parts = read(&config, &Pack(precision), fetch)?;
+    /// A decoder of these parameters.
+    pub(super) fn new(config: DecoderConfig, parts: Parts<Matrix, Vec<f32>>) -> Self {
         let matrices = parts.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]);
         let (mut bytes, mut rounding) = (0, RoundingError::default());
         let head = parts.lm_head.as_ref().unwrap_or(&parts.embed);
@@ -72,7 +51,7 @@ impl ServingDecoder {
             rounding = RoundingError { max: rounding.max.max(error.max), rms: rounding.rms.max(error.rms) };
         }
         let frequencies = config.layers.iter().map(|l| frequencies(config.head_dim, l.rotary)).collect();
-        Ok(Self { parts, config, frequencies, device: Device::flex(), bytes, rounding })
+        Self { parts, config, frequencies, device: Device::flex(), bytes, rounding }
     }
 
     /// The dimensions.

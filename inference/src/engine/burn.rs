@@ -11,8 +11,10 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::{Engine, EngineError, Generation, LoadError, Sampler, Step, logprobs::logprobs};
-use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer, TokenizerError};
-use crate::decoder::{KvCache, ServingDecoder};
+use crate::checkpoint::{
+    self, ChatTemplate, Description, ModelConfig, TextTokenizer, TokenizerError, Unread,
+};
+use crate::decoder::{KvCache, Packing, ServingDecoder};
 use crate::kernels::{Precision, RoundingError};
 use crate::manifest::Manifest;
 use crate::text::TextStream;
@@ -44,7 +46,7 @@ impl BurnEngine {
     pub fn load(
         dir: &Path,
         expected: Option<ModelDigest>,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, LoadError> {
         Self::load_as(dir, Precision::F32, expected, progress)
     }
@@ -55,25 +57,34 @@ impl BurnEngine {
         dir: &Path,
         precision: Precision,
         expected: Option<ModelDigest>,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut (dyn FnMut(u64, u64) + Send),
     ) -> Result<Self, LoadError> {
-        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?, precision)
+        let engine = Unread::open(dir, expected).and_then(|unread| Self::read(unread, precision, progress));
+        engine.map_err(|error| checkpoint::blame(dir, expected.as_ref(), error))
     }
 
     /// Loads the model that is built into the program.
     pub fn embedded() -> Result<Self, LoadError> {
         let files = crate::embedded::files();
         let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
-        let checkpoint = Checkpoint::from_files(crate::embedded::NAME.to_owned(), files, None)?;
-        Self::from_checkpoint(checkpoint, Precision::F32)
+        let unread = Unread::in_memory(crate::embedded::NAME.to_owned(), files)?;
+        Self::read(unread, Precision::F32, &mut |_, _| ())
     }
 
-    fn from_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Result<Self, LoadError> {
-        let Checkpoint { name, config, tensors, tokenizer, template, manifest } = checkpoint;
-        let dimensions = config.dimensions.clone();
-        let fetch = |name: &str, shape: &[usize]| tensors.get(name, shape);
-        let model = guard(|| ServingDecoder::from_tensors(dimensions, precision, fetch))
-            .map_err(LoadError::Backend)??;
+    fn read(
+        unread: Unread,
+        precision: Precision,
+        progress: &mut (dyn FnMut(u64, u64) + Send),
+    ) -> Result<Self, LoadError> {
+        let dimensions = unread.config().dimensions.clone();
+        let mut packing = Packing::new(dimensions, precision).map_err(LoadError::Memory)?;
+        let places = packing.places();
+        let put = |tensor, row, values: &[f32]| places.put(tensor, row, values);
+        let read = guard(|| unread.read(progress, &put));
+        let Description { name, config, tokenizer, template, manifest } =
+            read.map_err(LoadError::Backend)??;
+        places.finish();
+        let model = packing.finish();
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let info = ModelInfo {
             name,

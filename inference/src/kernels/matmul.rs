@@ -45,18 +45,21 @@ pub(super) fn matmul_on(isa: Isa, x: &[f32], rows: usize, w: &Matrix, out: &mut 
     let out = Out::new(out, w.out_features());
     match &w.panels {
         Panels::F32(lines) => {
+            let lines = &lines[..];
             let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 12 } else { 6 });
             interleaved(x, width, tiling, |x| {
                 over_panels(w, rows, |panels| isa.run(Dense { x, lines, width, tiling, panels, out }));
             });
         }
         Panels::F16(lines) => {
+            let lines = &lines[..];
             let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 12 } else { 6 });
             interleaved(x, width, tiling, |x| {
                 over_panels(w, rows, |panels| isa.run(Dense { x, lines, width, tiling, panels, out }));
             });
         }
         Panels::Int8(groups) => {
+            let groups = &groups[..];
             let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 6 } else { 3 });
             let width = width.div_ceil(GROUP);
             scratch::with(&scratch::QUANTISED, rows * width, |to| {

@@ -3,14 +3,19 @@
 //! A weight of shape `[out, in]` is cut into panels of 32 outputs. Within a panel the inputs come one after
 //! the other, each with its 32 weights side by side: a product reads a panel front to back, once, and every
 //! vector it loads holds weights of sixteen different outputs. The last panel is filled up with zeros.
+#![allow(unsafe_code, reason = "which types any bytes are valid for")]
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
+use std::alloc::{Layout, handle_alloc_error};
+use std::io;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::quant::{Activations, GROUP, Quantise, Weights};
-use super::simd::{Isa, LANES, Simd};
+use super::memory::{Memory, Plain};
+use super::pack::{Filling, Lines};
+use super::quant::Weights;
+use super::scratch;
+use super::simd::{LANES, Simd};
 
 /// Outputs side by side: two vectors, a cache line of half-precision weights.
 pub(super) const PANEL: usize = 2 * LANES;
@@ -97,11 +102,27 @@ impl Line for Line16 {
     }
 }
 
+// SAFETY: arrays of numbers without padding, aligned to a cache line.
+unsafe impl Plain for Line32 {}
+// SAFETY: as above.
+unsafe impl Plain for Line16 {}
+
 /// Panel after panel.
 pub(super) enum Panels {
-    F32(Vec<Line32>),
-    F16(Vec<Line16>),
-    Int8(Vec<Weights>),
+    F32(Memory<Line32>),
+    F16(Memory<Line16>),
+    Int8(Memory<Weights>),
+}
+
+/// Evaluates an expression with the panels of a weight, whatever they consist of.
+macro_rules! with_panels {
+    ($panels:expr, |$lines:ident| $body:expr) => {
+        match $panels {
+            Panels::F32($lines) => $body,
+            Panels::F16($lines) => $body,
+            Panels::Int8($lines) => $body,
+        }
+    };
 }
 
 /// A weight of shape `[out, in]` for [`matmul`](super::matmul).
@@ -116,6 +137,27 @@ pub struct Matrix {
 }
 
 impl Matrix {
+    /// A weight of zeros, to be filled. Fails where the system has no memory for it.
+    ///
+    /// # Panics
+    ///
+    /// If the shape is empty.
+    pub fn zeros(out_features: usize, in_features: usize, precision: Precision) -> io::Result<Self> {
+        assert!(out_features > 0 && in_features > 0, "a weight of shape [{out_features}, {in_features}]");
+        let panels = match precision {
+            Precision::F32 => Panels::F32(zeros(out_features, in_features)?),
+            Precision::F16 => Panels::F16(zeros(out_features, in_features)?),
+            Precision::Int8 => Panels::Int8(zeros(out_features, in_features)?),
+        };
+        Ok(Matrix { out_features, in_features, error: RoundingError::default(), panels })
+    }
+
+    /// Takes rows, in any order and from any thread.
+    pub fn filling(&mut self) -> Filling<'_> {
+        let Matrix { out_features, in_features, error, panels } = self;
+        with_panels!(panels, |lines| Filling::new(lines, *out_features, *in_features, error))
+    }
+
     /// Lays out a weight. `fill(o, row)` writes the `in_features` weights of output `o`; it is called once for
     /// each output, from several threads.
     ///
@@ -128,49 +170,22 @@ impl Matrix {
         precision: Precision,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        assert!(out_features > 0 && in_features > 0, "a weight of shape [{out_features}, {in_features}]");
-        let panels = out_features.div_ceil(PANEL);
-        let pack = Pack { out_features, in_features, exact: precision == Precision::F32, fill };
-        let (panels, error) = match precision {
-            Precision::F32 => {
-                let mut lines = vec![Line32::default(); panels * in_features];
-                let error = pack.panels(&mut lines, |lines, rows, _| {
-                    transpose(rows, in_features, |o, k, v| *at_mut(&mut lines[k].0, o) = v);
-                });
-                (Panels::F32(lines), error)
-            }
-            Precision::F16 => {
-                let mut lines = vec![Line16::default(); panels * in_features];
-                let error = pack.panels(&mut lines, |lines, rows, kept| {
-                    let mut halves = vec![f16::ZERO; rows.len()];
-                    halves.convert_from_f32_slice(rows);
-                    transpose(&halves, in_features, |o, k, v| *at_mut(&mut lines[k].0, o) = v.to_bits());
-                    halves.convert_to_f32_slice(kept);
-                });
-                (Panels::F16(lines), error)
-            }
-            Precision::Int8 => {
-                let groups = in_features.div_ceil(GROUP);
-                let mut lines = vec![Weights::ZERO; panels * groups];
-                let error = pack.panels(&mut lines, |lines, rows, kept| {
-                    let outputs = rows.len() / in_features;
-                    let mut quantised = vec![Activations::default(); outputs * groups];
-                    Quantise { x: rows, row: in_features, to: &mut quantised }.on(Isa::best());
-                    for (g, (line, group)) in
-                        lines.iter_mut().zip(quantised.chunks_exact(outputs)).enumerate()
-                    {
-                        for (o, (group, kept)) in
-                            group.iter().zip(kept.chunks_exact_mut(in_features)).enumerate()
-                        {
-                            line.set(o, group);
-                            line.get(o, &mut kept[g * GROUP..in_features.min((g + 1) * GROUP)]);
-                        }
-                    }
-                });
-                (Panels::Int8(lines), error)
-            }
-        };
-        Matrix { out_features, in_features, error, panels }
+        let mut matrix = Self::zeros(out_features, in_features, precision).unwrap_or_else(|_| {
+            let layout = Layout::array::<f32>(out_features.saturating_mul(in_features));
+            handle_alloc_error(layout.unwrap_or(Layout::new::<f32>()))
+        });
+        let filling = matrix.filling();
+        (0..out_features.div_ceil(PANEL)).into_par_iter().for_each(|panel| {
+            let outputs = panel * PANEL..out_features.min((panel + 1) * PANEL);
+            scratch::with(&scratch::ROWS, outputs.len() * in_features, |rows| {
+                for (o, row) in outputs.clone().zip(rows.chunks_exact_mut(in_features)) {
+                    fill(o, row);
+                }
+                filling.rows(outputs.start, rows);
+            });
+        });
+        filling.finish();
+        matrix
     }
 
     /// Lays out a weight given row after row.
@@ -215,11 +230,7 @@ impl Matrix {
 
     /// The memory the weights take, which is what a product of one row reads.
     pub fn bytes(&self) -> usize {
-        match &self.panels {
-            Panels::F32(lines) => size_of_val(lines.as_slice()),
-            Panels::F16(lines) => size_of_val(lines.as_slice()),
-            Panels::Int8(groups) => size_of_val(groups.as_slice()),
-        }
+        with_panels!(&self.panels, |lines| size_of_val(&lines[..]))
     }
 
     /// What was lost by rounding; zero for [`Precision::F32`].
@@ -235,22 +246,18 @@ impl Matrix {
     pub fn row(&self, o: usize, row: &mut [f32]) {
         assert!(o < self.out_features, "output {o} of {}", self.out_features);
         assert_eq!(row.len(), self.in_features, "a row of {} weights", self.in_features);
-        let (panel, o) = (o / PANEL, o % PANEL);
-        match &self.panels {
-            Panels::F32(lines) => {
-                let lines = &lines[panel * self.in_features..];
-                row.iter_mut().zip(lines).for_each(|(v, line)| *v = at(&line.0, o));
-            }
-            Panels::F16(lines) => {
-                let lines = &lines[panel * self.in_features..];
-                row.iter_mut().zip(lines).for_each(|(v, line)| *v = f16::from_bits(at(&line.0, o)).to_f32());
-            }
-            Panels::Int8(groups) => {
-                let groups = &groups[panel * self.in_features.div_ceil(GROUP)..];
-                row.chunks_mut(GROUP).zip(groups).for_each(|(values, group)| group.get(o, values));
-            }
-        }
+        with_panels!(&self.panels, |lines| get(lines, o, row));
     }
+}
+
+fn zeros<L: Lines>(out_features: usize, width: usize) -> io::Result<Memory<L>> {
+    let lines = out_features.div_ceil(PANEL).checked_mul(L::count(width));
+    Memory::zeros(lines.ok_or(io::ErrorKind::OutOfMemory)?)
+}
+
+fn get<L: Lines>(lines: &[L], o: usize, row: &mut [f32]) {
+    let panel = L::count(row.len());
+    L::get(&lines[o / PANEL * panel..][..panel], o % PANEL, row);
 }
 
 impl std::fmt::Debug for Matrix {
@@ -260,123 +267,5 @@ impl std::fmt::Debug for Matrix {
             .field("precision", &self.precision())
             .field("error", &self.error)
             .finish_non_exhaustive()
-    }
-}
-
-fn at<T: Copy>(line: &[[T; LANES]; 2], o: usize) -> T {
-    line[o / LANES][o % LANES]
-}
-
-fn at_mut<T>(line: &mut [[T; LANES]; 2], o: usize) -> &mut T {
-    &mut line[o / LANES][o % LANES]
-}
-
-/// Calls `put(o, k, value)` for every value, a cache line of each row at a time: rows a power of two apart would
-/// otherwise evict each other.
-#[inline(always)]
-fn transpose<T: Copy>(rows: &[T], width: usize, mut put: impl FnMut(usize, usize, T)) {
-    for from in (0..width).step_by(LANES) {
-        let till = width.min(from + LANES);
-        for (o, row) in rows.chunks_exact(width).enumerate() {
-            for (k, &value) in (from..till).zip(&row[from..till]) {
-                put(o, k, value);
-            }
-        }
-    }
-}
-
-/// The part of packing that is the same for every precision.
-struct Pack<F> {
-    out_features: usize,
-    in_features: usize,
-    /// Whether nothing is rounded, so that no difference need be looked for.
-    exact: bool,
-    fill: F,
-}
-
-impl<F: Fn(usize, &mut [f32]) + Sync> Pack<F> {
-    /// Fills panel after panel. `set(panel, rows, kept)` writes the rows of a panel into it, and what became of
-    /// them into `kept`.
-    fn panels<T: Send>(
-        &self,
-        lines: &mut [T],
-        set: impl Fn(&mut [T], &[f32], &mut [f32]) + Sync,
-    ) -> RoundingError {
-        let panels = self.out_features.div_ceil(PANEL);
-        let mut sums = vec![Differences::default(); panels];
-        lines.par_chunks_mut(lines.len() / panels).zip(&mut sums).enumerate().for_each_init(
-            || vec![0.0; 2 * PANEL * self.in_features],
-            |buffer, (panel, (lines, sums))| {
-                let outputs = PANEL.min(self.out_features - panel * PANEL);
-                let (rows, kept) =
-                    buffer[..2 * outputs * self.in_features].split_at_mut(outputs * self.in_features);
-                for (o, row) in rows.chunks_exact_mut(self.in_features).enumerate() {
-                    (self.fill)(panel * PANEL + o, row);
-                }
-                set(lines, rows, kept);
-                if !self.exact {
-                    sums.add(rows, kept);
-                }
-            },
-        );
-        // In order, so that the report is always the same.
-        let mut all = Differences::default();
-        sums.iter().for_each(|panel| all.merge(panel));
-        all.summary()
-    }
-}
-
-/// Sums over weights, in lanes that are added up at the end.
-#[derive(Clone, Copy, Default)]
-struct Differences {
-    largest: [f64; 8],
-    largest_weight: [f64; 8],
-    squares: [f64; 8],
-    weight_squares: [f64; 8],
-}
-
-impl Differences {
-    fn add(&mut self, rows: &[f32], kept: &[f32]) {
-        let (whole, rest) = rows.as_chunks::<8>();
-        let (kept_whole, kept_rest) = kept.as_chunks::<8>();
-        whole.iter().zip(kept_whole).for_each(|(rows, kept)| self.add_lanes(rows, kept));
-        let (mut last, mut kept_last) = ([0.0; 8], [0.0; 8]);
-        last[..rest.len()].copy_from_slice(rest);
-        kept_last[..rest.len()].copy_from_slice(kept_rest);
-        self.add_lanes(&last, &kept_last);
-    }
-
-    #[inline(always)]
-    fn add_lanes(&mut self, row: &[f32; 8], kept: &[f32; 8]) {
-        for l in 0..8 {
-            // A weight that is not finite has no relative error.
-            let finite = row[l].abs() <= f32::MAX;
-            let weight = if finite { f64::from(row[l]) } else { 0.0 };
-            let difference = if finite { f64::from(kept[l]) - weight } else { 0.0 };
-            let larger = |a: f64, b: f64| if a > b { a } else { b };
-            self.largest[l] = larger(difference.abs(), self.largest[l]);
-            self.largest_weight[l] = larger(weight.abs(), self.largest_weight[l]);
-            self.squares[l] += difference * difference;
-            self.weight_squares[l] += weight * weight;
-        }
-    }
-
-    fn merge(&mut self, other: &Self) {
-        for l in 0..8 {
-            self.largest[l] = self.largest[l].max(other.largest[l]);
-            self.largest_weight[l] = self.largest_weight[l].max(other.largest_weight[l]);
-            self.squares[l] += other.squares[l];
-            self.weight_squares[l] += other.weight_squares[l];
-        }
-    }
-
-    fn summary(&self) -> RoundingError {
-        let largest = |lanes: &[f64; 8]| lanes.iter().fold(0.0, |a: f64, b| a.max(*b));
-        let sum = |lanes: &[f64; 8]| lanes.iter().sum::<f64>();
-        let ratio = |a: f64, b: f64| if a == 0.0 { 0.0 } else { a / b };
-        RoundingError {
-            max: ratio(largest(&self.largest), largest(&self.largest_weight)),
-            rms: ratio(sum(&self.squares), sum(&self.weight_squares)).sqrt(),
-        }
     }
 }

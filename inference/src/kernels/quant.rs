@@ -6,7 +6,9 @@
 //!
 //! The dot product instruction of AVX-512 multiplies unsigned by signed bytes. Weights are therefore kept
 //! as `q + 128`, and every group of activations knows `-128 · Σ q`, with which that is undone.
+#![allow(unsafe_code, reason = "which types any bytes are valid for")]
 
+use super::memory::Plain;
 use super::simd::{Isa, Kernel, LANES, Simd};
 
 /// Inputs that share a scale.
@@ -36,16 +38,18 @@ pub(super) struct Weights {
     pub(super) scales: [[f32; LANES]; 2],
 }
 
-impl Weights {
-    pub(super) const ZERO: Self =
-        Weights { quants: [[[128; 4 * LANES]; 2]; STEPS], scales: [[0.0; LANES]; 2] };
+// SAFETY: arrays of numbers without padding, aligned to a cache line.
+unsafe impl Plain for Weights {}
 
+impl Weights {
     /// Sets the inputs of output `o` of the panel.
-    pub(super) fn set(&mut self, o: usize, values: &Activations) {
+    #[inline(always)]
+    fn set(&mut self, o: usize, values: &Activations) {
         let (half, lane) = (o / LANES, o % LANES);
         self.scales[half][lane] = values.scale;
         for (to, from) in self.quants.iter_mut().zip(values.quants) {
-            to[half][4 * lane..][..4].copy_from_slice(&from.map(|q| q as u8 ^ 0x80));
+            let quants = u32::from_ne_bytes(from.map(|q| q as u8)) ^ 0x8080_8080;
+            to[half][4 * lane..][..4].copy_from_slice(&quants.to_ne_bytes());
         }
     }
 
@@ -77,8 +81,12 @@ impl Activations {
     /// Quantises at most a group of values; zeros follow.
     #[inline(always)]
     pub(super) fn new<S: Simd>(simd: S, values: &[f32]) -> Self {
-        let mut padded = [0.0_f32; GROUP];
-        padded[..values.len()].copy_from_slice(values);
+        // A whole group is loaded at once.
+        let mut padded = values.as_array().copied().unwrap_or_else(|| {
+            let mut padded = [0.0_f32; GROUP];
+            padded[..values.len()].copy_from_slice(values);
+            padded
+        });
         // Bits of non-negative floats are ordered as the floats are, and put NaN above infinity.
         let mut largest = 0_u32;
         for value in padded {
@@ -102,6 +110,14 @@ impl Activations {
         }
         out.offset = sum.wrapping_mul(-128);
         out
+    }
+
+    /// The first of the values, as rounded.
+    #[inline(always)]
+    fn values(&self, values: &mut [f32]) {
+        for (value, q) in values.iter_mut().zip(self.quants.as_flattened()) {
+            *value = f32::from(*q) * self.scale;
+        }
     }
 }
 
@@ -127,6 +143,32 @@ impl Kernel for Quantise<'_> {
         for (m, row) in self.x.chunks_exact(self.row).take(rows).enumerate() {
             for (g, values) in row.chunks(GROUP).enumerate() {
                 self.to[g * rows + m] = Activations::new(simd, values);
+            }
+        }
+    }
+}
+
+/// Quantises rows of a weight into outputs of a panel.
+pub(super) struct Pack<'a> {
+    pub(super) lines: &'a mut [Weights],
+    /// The output that the first row becomes.
+    pub(super) first: usize,
+    pub(super) rows: &'a [f32],
+    pub(super) width: usize,
+    /// What became of the rows.
+    pub(super) kept: &'a mut [f32],
+}
+
+impl Kernel for Pack<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Pack { lines, first, rows, width, kept } = self;
+        for (o, (row, kept)) in (first..).zip(rows.chunks_exact(width).zip(kept.chunks_exact_mut(width))) {
+            for (line, (values, kept)) in lines.iter_mut().zip(row.chunks(GROUP).zip(kept.chunks_mut(GROUP)))
+            {
+                let group = Activations::new(simd, values);
+                line.set(o, &group);
+                group.values(kept);
             }
         }
     }

@@ -6,6 +6,8 @@
 use std::cell::Cell;
 use std::thread::LocalKey;
 
+use half::f16;
+
 use super::matrix::Line32;
 use super::quant::Activations;
 
@@ -19,6 +21,10 @@ thread_local! {
     pub(super) static QUANTISED: Cell<Vec<Activations>> = const { Cell::new(Vec::new()) };
     /// A panel of half-precision weights, widened.
     pub(super) static PANEL: Cell<Vec<Line32>> = const { Cell::new(Vec::new()) };
+    /// Rows of a weight in half precision, before they are laid out.
+    pub(super) static HALVES: Cell<Vec<f16>> = const { Cell::new(Vec::new()) };
+    /// What rounding made of them.
+    pub(super) static KEPT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// Attention scores.
     pub(super) static SCORES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }

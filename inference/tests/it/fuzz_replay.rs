@@ -107,3 +107,9 @@ fn hf_config() {
 fn shard_index() {
     replay("shard_index", fuzz::shard_index);
 }
+
+#[cfg(feature = "engine")]
+#[test]
+fn weights_header() {
+    replay("weights_header", fuzz::weights_header);
+}

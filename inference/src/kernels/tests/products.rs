@@ -1,6 +1,7 @@
 //! Matrix products.
 
 use proptest::prelude::*;
+use rayon::prelude::*;
 
 use super::super::matmul::matmul_on;
 use super::super::{Isa, Matrix, Precision, matmul};
@@ -113,6 +114,26 @@ proptest! {
                 matmul(x, 1, &matrix, out);
             }
             prop_assert_eq!(bits(&together), bits(&alone));
+        }
+    }
+
+    #[test]
+    fn a_weight_does_not_depend_on_how_its_rows_came(p in product(), step in 1..40_usize) {
+        for precision in PRECISIONS {
+            let whole = p.matrix(precision);
+            let mut parts = Matrix::zeros(p.outputs, p.width, precision).unwrap();
+            let filling = parts.filling();
+            // From the last rows to the first, on both threads at a time.
+            let pieces: Vec<_> = p.w.chunks(step * p.width).enumerate().collect();
+            pieces.par_iter().rev().for_each(|(i, rows)| filling.rows(i * step, rows));
+            filling.finish();
+            prop_assert_eq!(parts.rounding_error(), whole.rounding_error());
+            let (mut a, mut b) = (vec![0.0; p.width], vec![0.0; p.width]);
+            for o in 0..p.outputs {
+                whole.row(o, &mut a);
+                parts.row(o, &mut b);
+                prop_assert_eq!(bits(&a), bits(&b));
+            }
         }
     }
 
