@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::matrix::{Line, Line32, Matrix, PANEL, Panels};
 use super::out::Out;
-use super::quant::{Activations, GROUP, Quantise, Weights};
+use super::quant::{Activations, GROUP, Group, Quantise};
 use super::simd::{Isa, Kernel, LANES, Simd};
 use super::{scratch, tile};
 
@@ -58,19 +58,22 @@ pub(super) fn matmul_on(isa: Isa, x: &[f32], rows: usize, w: &Matrix, out: &mut 
                 over_panels(w, rows, |panels| isa.run(Dense { x, lines, width, tiling, panels, out }));
             });
         }
-        Panels::Int8(groups) => {
-            let groups = &groups[..];
-            let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 6 } else { 3 });
-            let width = width.div_ceil(GROUP);
-            scratch::with(&scratch::QUANTISED, rows * width, |to| {
-                tiling.fill(to, width, |first, to| {
-                    Quantise { x: &x[first * w.in_features()..], row: w.in_features(), to }.on(isa);
-                });
-                let x = &*to;
-                over_panels(w, rows, |panels| isa.run(Quantised { x, groups, width, tiling, panels, out }));
-            });
-        }
+        Panels::Int8(groups) => quantised(isa, x, rows, w, groups, out),
+        Panels::Int4(groups) => quantised(isa, x, rows, w, groups, out),
     }
+}
+
+/// Quantises the rows, and multiplies them with a weight in integers.
+fn quantised<G: Group>(isa: Isa, x: &[f32], rows: usize, w: &Matrix, groups: &[G], out: Out<'_>) {
+    let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 6 } else { 3 });
+    let width = w.in_features().div_ceil(GROUP);
+    scratch::with(&scratch::QUANTISED, rows * width, |to| {
+        tiling.fill(to, width, |first, to| {
+            Quantise { x: &x[first * w.in_features()..], row: w.in_features(), to }.on(isa);
+        });
+        let x = &*to;
+        over_panels(w, rows, |panels| isa.run(Quantised { x, groups, width, tiling, panels, out }));
+    });
 }
 
 /// Splits the panels over threads, if there is enough to do.
@@ -268,17 +271,17 @@ fn dense_tile<S: Simd, L: Line, const M: usize>(
     }
 }
 
-/// A run of panels of a weight in eight-bit integers.
-struct Quantised<'a> {
+/// A run of panels of a weight in integers.
+struct Quantised<'a, G> {
     x: &'a [Activations],
-    groups: &'a [Weights],
+    groups: &'a [G],
     width: usize,
     tiling: Tiling,
     panels: Range<usize>,
     out: Out<'a>,
 }
 
-impl Kernel for Quantised<'_> {
+impl<G: Group> Kernel for Quantised<'_, G> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Quantised { x, groups, width, tiling, panels, out } = self;
@@ -290,7 +293,7 @@ impl Kernel for Quantised<'_> {
                     let (row, rows) = tiling.tile(index);
                     let x = &x[row * width..][..rows * width];
                     with_rows!(rows, [1 2 3 4 5 6], |M| {
-                        quantised_tile::<S, M>(simd, x, groups, row, panel, index == from, out);
+                        quantised_tile::<S, G, M>(simd, x, groups, row, panel, index == from, out);
                     });
                 }
             }
@@ -299,10 +302,10 @@ impl Kernel for Quantised<'_> {
 }
 
 #[inline(always)]
-fn quantised_tile<S: Simd, const M: usize>(
+fn quantised_tile<S: Simd, G: Group, const M: usize>(
     simd: S,
     x: &[Activations],
-    groups: &[Weights],
+    groups: &[G],
     row: usize,
     panel: usize,
     first: bool,
@@ -310,9 +313,9 @@ fn quantised_tile<S: Simd, const M: usize>(
 ) {
     let (x, _) = x.as_chunks::<M>();
     if S::WIDE {
-        put(simd, out, row, panel, 0, tile::quantised::<S, M, 2>(simd, x, groups, 0, first));
+        put(simd, out, row, panel, 0, tile::quantised::<S, G, M, 2>(simd, x, groups, 0, first));
     } else if M <= 3 {
-        put(simd, out, row, panel, 0, tile::quantised::<S, M, 1>(simd, x, groups, 0, first));
-        put(simd, out, row, panel, 1, tile::quantised::<S, M, 1>(simd, x, groups, 1, first));
+        put(simd, out, row, panel, 0, tile::quantised::<S, G, M, 1>(simd, x, groups, 0, first));
+        put(simd, out, row, panel, 1, tile::quantised::<S, G, M, 1>(simd, x, groups, 1, first));
     }
 }

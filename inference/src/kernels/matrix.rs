@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::{Memory, Plain};
 use super::pack::{Filling, Lines};
-use super::quant::Weights;
+use super::quant::{Bytes, Nibbles};
 use super::scratch;
 use super::simd::{LANES, Simd};
 
@@ -21,7 +21,7 @@ use super::simd::{LANES, Simd};
 pub(super) const PANEL: usize = 2 * LANES;
 
 /// How the weights of a [`Matrix`] are kept. What they are multiplied with, and the sums, are `f32`; only
-/// `Int8` rounds the other factor too.
+/// the integers round the other factor too, to eight bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -32,11 +32,13 @@ pub enum Precision {
     F16,
     /// Signed bytes with one `f32` scale for 32 inputs: 1.125 bytes a weight.
     Int8,
+    /// Four bits, from -7 to 7, with one `f32` scale for 32 inputs: 0.625 bytes a weight.
+    Int4,
 }
 
 impl Precision {
     /// All of them, the most exact first.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Int8, Self::Int4];
 
     /// Its name in configurations, lists and ads.
     pub fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Precision {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 }
@@ -59,7 +62,7 @@ impl std::str::FromStr for Precision {
 
     fn from_str(name: &str) -> Result<Self, String> {
         let found = Self::ALL.into_iter().find(|precision| precision.name() == name);
-        found.ok_or_else(|| format!("`{name}` is no precision; choose f32, f16 or int8"))
+        found.ok_or_else(|| format!("`{name}` is no precision; choose f32, f16, int8 or int4"))
     }
 }
 
@@ -111,7 +114,8 @@ unsafe impl Plain for Line16 {}
 pub(super) enum Panels {
     F32(Memory<Line32>),
     F16(Memory<Line16>),
-    Int8(Memory<Weights>),
+    Int8(Memory<Bytes>),
+    Int4(Memory<Nibbles>),
 }
 
 /// Evaluates an expression with the panels of a weight, whatever they consist of.
@@ -121,6 +125,7 @@ macro_rules! with_panels {
             Panels::F32($lines) => $body,
             Panels::F16($lines) => $body,
             Panels::Int8($lines) => $body,
+            Panels::Int4($lines) => $body,
         }
     };
 }
@@ -148,6 +153,7 @@ impl Matrix {
             Precision::F32 => Panels::F32(zeros(out_features, in_features)?),
             Precision::F16 => Panels::F16(zeros(out_features, in_features)?),
             Precision::Int8 => Panels::Int8(zeros(out_features, in_features)?),
+            Precision::Int4 => Panels::Int4(zeros(out_features, in_features)?),
         };
         Ok(Matrix { out_features, in_features, error: RoundingError::default(), panels })
     }
@@ -225,6 +231,7 @@ impl Matrix {
             Panels::F32(_) => Precision::F32,
             Panels::F16(_) => Precision::F16,
             Panels::Int8(_) => Precision::Int8,
+            Panels::Int4(_) => Precision::Int4,
         }
     }
 

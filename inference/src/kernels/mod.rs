@@ -18,7 +18,7 @@
 //! | what | order |
 //! |---|---|
 //! | [`matmul`], `F32` and `F16` | `s = 0; for k in 0..in { s = fma(x[k], w[k], s) }` |
-//! | [`matmul`], `Int8` | `s = 0; for g in groups of 32 { s = fma(Σ xq · wq, xs[g] · ws[g], s) }`, the inner sum in integers and exact, the product of scales rounded |
+//! | [`matmul`], `Int8` and `Int4` | `s = 0; for g in groups of 32 { s = fma(Σ xq · wq, xs[g] · ws[g], s) }`, the inner sum in integers and exact, the product of scales rounded |
 //! | [`norm`] | lane `l` sums the squares of `x[l], x[l + 16], …` by fma; the tree; then `(x · r) · w`, `r = 1 / sqrt(sum / n + eps)` |
 //! | [`rope`] | `fma(a, cos, -(b · sin))`, `fma(a, sin, b · cos)` |
 //! | [`attention`] scores | as `matmul` over the dimensions of the head, then `· scale` |

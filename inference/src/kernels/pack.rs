@@ -11,7 +11,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::matrix::{Line16, Line32, PANEL, RoundingError};
 use super::memory::Plain;
-use super::quant::{GROUP, Pack, Weights};
+use super::quant::{GROUP, Group, Pack};
 use super::scratch;
 use super::simd::{Isa, Kernel, LANES, Simd};
 
@@ -58,7 +58,7 @@ impl Lines for Line16 {
     }
 }
 
-impl Lines for Weights {
+impl<G: Group> Lines for G {
     fn count(width: usize) -> usize {
         width.div_ceil(GROUP)
     }

@@ -1,12 +1,14 @@
-//! Eight-bit integers in groups of 32, for weights and for what they are multiplied with.
+//! Integers in groups of 32: eight bits for what weights are multiplied with, eight or four for the weights.
 //!
-//! A group holds `q = round(x / scale)` with `scale = max |x| / 127`, so `q` is in -127..=127 and -128 is
-//! never used. A group whose values are all tiny is zero. A group with a value that is not finite gets a
-//! scale that is not a number, which makes every result it enters not a number as well.
+//! A group holds `q = round(x / scale)` with `scale = max |x| / levels`, so `q` is in -127..=127 or in -7..=7;
+//! -128 and -8 are never used. A group whose values are all tiny is zero. A group with a value that is not finite
+//! gets a scale that is not a number, which makes every result it enters not a number as well.
 //!
 //! The dot product instruction of AVX-512 multiplies unsigned by signed bytes. Weights are therefore kept
-//! as `q + 128`, and every group of activations knows `-128 · Σ q`, with which that is undone.
+//! as `q + 128` or `q + 8`, and every group of activations knows `-128 · Σ q`, with which that is undone. (The
+//! outputs that fill up the last panel are zero bytes; nobody reads their results.)
 #![allow(unsafe_code, reason = "which types any bytes are valid for")]
+#![allow(clippy::needless_range_loop, reason = "loops over registers, all by the same constants")]
 
 use super::memory::Plain;
 use super::simd::{Isa, Kernel, LANES, Simd};
@@ -30,19 +32,40 @@ pub(super) struct Activations {
     pub(super) offset: i32,
 }
 
-/// Thirty-two inputs of the 32 outputs of a panel: by step, by half of the panel, by output, by input.
+/// Thirty-two inputs of the 32 outputs of a panel, in integers.
+pub(super) trait Group: Plain {
+    /// The largest integer a weight becomes.
+    const LEVELS: f32;
+
+    /// Sets the inputs of output `o` of the panel.
+    fn set(&mut self, o: usize, values: &Activations);
+    /// Reads the first inputs of output `o` of the panel, at most a group.
+    fn get(&self, o: usize, values: &mut [f32]);
+    /// The scales of sixteen outputs.
+    fn scales(&self, half: usize) -> &[f32; LANES];
+    /// The products of `M` rows with `W` vectors of outputs from vector `half` on, summed.
+    fn dots<S: Simd, const M: usize, const W: usize>(
+        &self,
+        simd: S,
+        rows: &[Activations; M],
+        half: usize,
+    ) -> [[S::I; W]; M];
+}
+
+/// Weights of eight bits: by step, by half of the panel, by output, by input.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Weights {
-    pub(super) quants: [[[u8; 4 * LANES]; 2]; STEPS],
-    pub(super) scales: [[f32; LANES]; 2],
+pub(super) struct Bytes {
+    quants: [[[u8; 4 * LANES]; 2]; STEPS],
+    scales: [[f32; LANES]; 2],
 }
 
 // SAFETY: arrays of numbers without padding, aligned to a cache line.
-unsafe impl Plain for Weights {}
+unsafe impl Plain for Bytes {}
 
-impl Weights {
-    /// Sets the inputs of output `o` of the panel.
+impl Group for Bytes {
+    const LEVELS: f32 = 127.0;
+
     #[inline(always)]
     fn set(&mut self, o: usize, values: &Activations) {
         let (half, lane) = (o / LANES, o % LANES);
@@ -53,8 +76,7 @@ impl Weights {
         }
     }
 
-    /// Reads the first inputs of output `o` of the panel, at most a group.
-    pub(super) fn get(&self, o: usize, values: &mut [f32]) {
+    fn get(&self, o: usize, values: &mut [f32]) {
         let (half, lane) = (o / LANES, o % LANES);
         let scale = self.scales[half][lane];
         for (values, from) in values.chunks_mut(4).zip(&self.quants) {
@@ -63,24 +85,119 @@ impl Weights {
             }
         }
     }
+
+    #[inline(always)]
+    fn scales(&self, half: usize) -> &[f32; LANES] {
+        &self.scales[half]
+    }
+
+    #[inline(always)]
+    fn dots<S: Simd, const M: usize, const W: usize>(
+        &self,
+        simd: S,
+        rows: &[Activations; M],
+        half: usize,
+    ) -> [[S::I; W]; M] {
+        let mut dots = [[simd.int(0); W]; M];
+        for m in 0..M {
+            dots[m] = [simd.dot_start(rows[m].offset); W];
+        }
+        for step in 0..STEPS {
+            for m in 0..M {
+                for w in 0..W {
+                    dots[m][w] = simd.dot(dots[m][w], &self.quants[step][half + w], rows[m].quants[step]);
+                }
+            }
+        }
+        dots
+    }
 }
 
-/// `(1 / scale, scale)` for a group with this largest magnitude.
+/// Weights of four bits: by two steps, the first in the low halves of the bytes; by half of the panel, by output, by
+/// input.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Nibbles {
+    quants: [[[u8; 4 * LANES]; 2]; STEPS / 2],
+    scales: [[f32; LANES]; 2],
+}
+
+// SAFETY: arrays of numbers without padding, aligned to a cache line.
+unsafe impl Plain for Nibbles {}
+
+impl Group for Nibbles {
+    const LEVELS: f32 = 7.0;
+
+    #[inline(always)]
+    fn set(&mut self, o: usize, values: &Activations) {
+        let (half, lane) = (o / LANES, o % LANES);
+        self.scales[half][lane] = values.scale;
+        let (steps, _) = values.quants.as_chunks::<2>();
+        for (to, [low, high]) in self.quants.iter_mut().zip(steps) {
+            // In four bits, a number plus 8 is the number with its upper bit turned.
+            let [low, high] =
+                [low, high].map(|q| u32::from_ne_bytes(q.map(|q| q as u8)) & 0x0f0f_0f0f ^ 0x0808_0808);
+            to[half][4 * lane..][..4].copy_from_slice(&(low | high << 4).to_ne_bytes());
+        }
+    }
+
+    fn get(&self, o: usize, values: &mut [f32]) {
+        let (half, lane) = (o / LANES, o % LANES);
+        let scale = self.scales[half][lane];
+        for (values, from) in values.chunks_mut(8).zip(&self.quants) {
+            let from = &from[half][4 * lane..][..4];
+            let nibbles = from.iter().map(|q| q & 15).chain(from.iter().map(|q| q >> 4));
+            for (value, q) in values.iter_mut().zip(nibbles) {
+                *value = (f32::from(q) - 8.0) * scale;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scales(&self, half: usize) -> &[f32; LANES] {
+        &self.scales[half]
+    }
+
+    #[inline(always)]
+    fn dots<S: Simd, const M: usize, const W: usize>(
+        &self,
+        simd: S,
+        rows: &[Activations; M],
+        half: usize,
+    ) -> [[S::I; W]; M] {
+        let mut dots = [[simd.int(0); W]; M];
+        for m in 0..M {
+            // -8 for each of the weights, from -128.
+            dots[m] = [simd.int(rows[m].offset >> 4); W];
+        }
+        for step in 0..STEPS / 2 {
+            for m in 0..M {
+                let x = [rows[m].quants[2 * step], rows[m].quants[2 * step + 1]];
+                for w in 0..W {
+                    dots[m][w] = simd.dot_nibbles(dots[m][w], &self.quants[step][half + w], x);
+                }
+            }
+        }
+        dots
+    }
+}
+
+/// `(1 / scale, scale)` for a group with this largest magnitude, which becomes `levels`.
 #[inline(always)]
-fn scales(largest: f32) -> (f32, f32) {
+fn scales(largest: f32, levels: f32) -> (f32, f32) {
     if largest < TINY {
         (0.0, 0.0)
     } else if largest <= f32::MAX {
-        (127.0 / largest, largest / 127.0)
+        (levels / largest, largest / levels)
     } else {
         (0.0, f32::NAN)
     }
 }
 
 impl Activations {
-    /// Quantises at most a group of values; zeros follow.
+    /// Quantises at most a group of values; zeros follow. The largest becomes `levels`, at most 127.
     #[inline(always)]
-    pub(super) fn new<S: Simd>(simd: S, values: &[f32]) -> Self {
+    fn new<S: Simd>(simd: S, values: &[f32], levels: f32) -> Self {
         // A whole group is loaded at once.
         let mut padded = values.as_array().copied().unwrap_or_else(|| {
             let mut padded = [0.0_f32; GROUP];
@@ -92,7 +209,7 @@ impl Activations {
         for value in padded {
             largest = largest.max(value.to_bits() & 0x7fff_ffff);
         }
-        let (inverse, scale) = scales(f32::from_bits(largest));
+        let (inverse, scale) = scales(f32::from_bits(largest), levels);
         let mut out = Activations { quants: [[0; 4]; STEPS], scale, offset: 0 };
         if inverse == 0.0 {
             return out;
@@ -142,15 +259,15 @@ impl Kernel for Quantise<'_> {
         let rows = self.to.len() / self.row.div_ceil(GROUP);
         for (m, row) in self.x.chunks_exact(self.row).take(rows).enumerate() {
             for (g, values) in row.chunks(GROUP).enumerate() {
-                self.to[g * rows + m] = Activations::new(simd, values);
+                self.to[g * rows + m] = Activations::new(simd, values, 127.0);
             }
         }
     }
 }
 
 /// Quantises rows of a weight into outputs of a panel.
-pub(super) struct Pack<'a> {
-    pub(super) lines: &'a mut [Weights],
+pub(super) struct Pack<'a, G> {
+    pub(super) lines: &'a mut [G],
     /// The output that the first row becomes.
     pub(super) first: usize,
     pub(super) rows: &'a [f32],
@@ -159,14 +276,14 @@ pub(super) struct Pack<'a> {
     pub(super) kept: &'a mut [f32],
 }
 
-impl Kernel for Pack<'_> {
+impl<G: Group> Kernel for Pack<'_, G> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Pack { lines, first, rows, width, kept } = self;
         for (o, (row, kept)) in (first..).zip(rows.chunks_exact(width).zip(kept.chunks_exact_mut(width))) {
             for (line, (values, kept)) in lines.iter_mut().zip(row.chunks(GROUP).zip(kept.chunks_mut(GROUP)))
             {
-                let group = Activations::new(simd, values);
+                let group = Activations::new(simd, values, G::LEVELS);
                 line.set(o, &group);
                 group.values(kept);
             }

@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "loops over registers, all by the same constants")]
 
 use super::matrix::Line;
-use super::quant::{Activations, STEPS, Weights};
+use super::quant::{Activations, Group};
 use super::simd::Simd;
 
 /// `M` rows by `W` vectors from vector `half` of the panel, in the order of `matmul`.
@@ -34,13 +34,13 @@ pub(super) fn dense<S: Simd, L: Line, const M: usize, const W: usize>(
     sums
 }
 
-/// The same for groups of eight-bit integers. These are so small that asking for the next panel shows, so
-/// only the `first` tile does.
+/// The same for groups of integers. These are so small that asking for the next panel shows, so only the `first`
+/// tile does.
 #[inline(always)]
-pub(super) fn quantised<S: Simd, const M: usize, const W: usize>(
+pub(super) fn quantised<S: Simd, G: Group, const M: usize, const W: usize>(
     simd: S,
     rows: &[[Activations; M]],
-    panel: &[Weights],
+    panel: &[G],
     half: usize,
     first: bool,
 ) -> [[S::F; W]; M] {
@@ -49,19 +49,9 @@ pub(super) fn quantised<S: Simd, const M: usize, const W: usize>(
         if first {
             prefetch(simd, group, panel.len());
         }
-        let mut dots = [[simd.int(0); W]; M];
-        for m in 0..M {
-            dots[m] = [simd.dot_start(x[m].offset); W];
-        }
-        for step in 0..STEPS {
-            for m in 0..M {
-                for w in 0..W {
-                    dots[m][w] = simd.dot(dots[m][w], &group.quants[step][half + w], x[m].quants[step]);
-                }
-            }
-        }
+        let dots = group.dots::<S, M, W>(simd, x, half);
         for w in 0..W {
-            let scales = simd.load(&group.scales[half + w]);
+            let scales = simd.load(group.scales(half + w));
             for m in 0..M {
                 let scale = simd.mul(simd.splat(x[m].scale), scales);
                 sums[m][w] = simd.fma(simd.float(dots[m][w]), scale, sums[m][w]);

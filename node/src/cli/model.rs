@@ -54,7 +54,7 @@ enum Command {
         /// Seed of the randomness
         #[arg(long, default_value_t = 0)]
         seed: u64,
-        /// How the weights are kept: f32, f16 or int8
+        /// How the weights are kept: f32, f16, int8 or int4
         #[arg(long, default_value_t)]
         precision: Precision,
         /// Print {"ids", "text", "usage"}
@@ -68,7 +68,7 @@ enum Command {
         /// Token ids, such as 1,2,3
         #[arg(long, value_delimiter = ',', required = true)]
         ids: Vec<u32>,
-        /// How the weights are kept: f32, f16 or int8
+        /// How the weights are kept: f32, f16, int8 or int4
         #[arg(long, default_value_t)]
         precision: Precision,
         /// Print {"logits": [[…], …]}, one list for each position; otherwise only the best token of each

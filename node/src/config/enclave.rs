@@ -95,7 +95,7 @@ pub struct ModelConfig {
     pub directory: PathBuf,
     /// Threads for inference; 0 for all cores.
     pub threads: usize,
-    /// How its weights are kept: f32, f16 or int8. Fewer bits are faster and less exact.
+    /// How its weights are kept: f32, f16, int8 or int4. Fewer bits are faster and less exact.
     pub precision: Precision,
 }
 

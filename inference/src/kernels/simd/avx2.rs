@@ -137,6 +137,21 @@ impl Simd for Avx2 {
             _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         })
     }
+    // Four products of at most 15 · 127 fit in the 16 bits that `maddubs` adds in.
+    #[inline(always)]
+    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> Self::I {
+        let [x, y] = x.map(|x| i32::from_ne_bytes(x.map(|x| x as u8)));
+        both!(|i| {
+            let w = _mm256_loadu_si256(w.as_ptr().add(32 * i).cast());
+            let first = _mm256_and_si256(w, _mm256_set1_epi8(15));
+            let second = _mm256_and_si256(_mm256_srli_epi16::<4>(w), _mm256_set1_epi8(15));
+            let pairs = _mm256_add_epi16(
+                _mm256_maddubs_epi16(first, _mm256_set1_epi32(x)),
+                _mm256_maddubs_epi16(second, _mm256_set1_epi32(y)),
+            );
+            _mm256_add_epi32(acc[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        })
+    }
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 has the instruction, which reads nothing and never faults.

@@ -125,6 +125,18 @@ impl Simd for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(w.as_ptr().cast()), _mm512_set1_epi32(x)) }
     }
     #[inline(always)]
+    fn dot_nibbles(self, acc: __m512i, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> __m512i {
+        let [x, y] = x.map(|x| i32::from_ne_bytes(x.map(|x| x as u8)));
+        // SAFETY: as `op`, and the reference covers the 64 bytes read.
+        unsafe {
+            let w = _mm512_loadu_si512(w.as_ptr().cast());
+            let first = _mm512_and_si512(w, _mm512_set1_epi8(15));
+            let second = _mm512_and_si512(_mm512_srli_epi16::<4>(w), _mm512_set1_epi8(15));
+            let acc = _mm512_dpbusd_epi32(acc, first, _mm512_set1_epi32(x));
+            _mm512_dpbusd_epi32(acc, second, _mm512_set1_epi32(y))
+        }
+    }
+    #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         // SAFETY: every x86-64 has the instruction, which reads nothing and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }

@@ -77,6 +77,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// and `w` in 1..=255.
     fn dot(self, acc: Self::I, w: &[u8; 4 * LANES], x: [i8; 4]) -> Self::I;
 
+    /// Adds, in lane `l`, the eight products of the low halves of the bytes `w[4 l + i]` and `x[0][i]`, and of the
+    /// high halves and `x[1][i]`. Exact: the halves are unsigned, and `x` is in -127..=127.
+    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> Self::I;
+
     /// Asks for memory that will be read soon, to the second-level cache. A hint: any address will do.
     #[inline(always)]
     fn prefetch<T>(self, _at: *const T) {}

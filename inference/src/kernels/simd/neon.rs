@@ -140,4 +140,18 @@ impl Simd for Neon {
             vaddq_s32(acc[i], vpaddq_s32(low, high))
         })
     }
+    #[inline(always)]
+    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> Self::I {
+        let [x, y] = x.map(|x| i32::from_ne_bytes(x.map(|x| x as u8)));
+        each!(|i| {
+            let (x, y) = (vreinterpret_s8_s32(vdup_n_s32(x)), vreinterpret_s8_s32(vdup_n_s32(y)));
+            let w = vld1q_u8(w.as_ptr().add(16 * i));
+            let first = vreinterpretq_s8_u8(vandq_u8(w, vdupq_n_u8(15)));
+            let second = vreinterpretq_s8_u8(vshrq_n_u8::<4>(w));
+            // Two products of at most 15 · 127.
+            let low = vmlal_s8(vmull_s8(vget_low_s8(first), x), vget_low_s8(second), y);
+            let high = vmlal_s8(vmull_s8(vget_high_s8(first), x), vget_high_s8(second), y);
+            vaddq_s32(acc[i], vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)))
+        })
+    }
 }

@@ -7,7 +7,7 @@ use super::super::matmul::matmul_on;
 use super::super::{Isa, Matrix, Precision, matmul};
 use super::{ODD, assert_close, bits, same_everywhere, values};
 
-const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::F16, Precision::Int8];
+const PRECISIONS: [Precision; 4] = Precision::ALL;
 
 #[derive(Debug, Clone)]
 struct Product {
@@ -37,20 +37,20 @@ fn product() -> impl Strategy<Value = Product> {
     })
 }
 
-/// The definition for integers, one value at a time.
-fn quantised_definition(p: &Product) -> Vec<f32> {
-    let quantise = |values: &[f32]| {
+/// The definition for integers, one value at a time. The largest weight of a group becomes `levels`.
+fn quantised_definition(p: &Product, levels: f32) -> Vec<f32> {
+    let quantise = |values: &[f32], levels: f32| {
         let largest = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-        let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+        let inverse = if largest == 0.0 { 0.0 } else { levels / largest };
         let quants: Vec<i32> = values.iter().map(|v| (v * inverse).round_ties_even() as i32).collect();
-        (quants, largest / 127.0)
+        (quants, largest / levels)
     };
     let mut out = Vec::new();
     for x in p.x.chunks(p.width) {
         for w in p.w.chunks(p.width) {
             let mut sum = 0.0_f32;
             for (x, w) in x.chunks(32).zip(w.chunks(32)) {
-                let ((xq, xs), (wq, ws)) = (quantise(x), quantise(w));
+                let ((xq, xs), (wq, ws)) = (quantise(x, 127.0), quantise(w, levels));
                 let dot: i32 = xq.iter().zip(&wq).map(|(x, w)| x * w).sum();
                 sum = (dot as f32).mul_add(xs * ws, sum);
             }
@@ -82,9 +82,12 @@ proptest! {
 
     #[test]
     fn a_quantised_product_is_exact_within_groups(p in product()) {
-        let matrix = p.matrix(Precision::Int8);
-        let got = same_everywhere(p.rows * p.outputs, |isa, out| matmul_on(isa, &p.x, p.rows, &matrix, out));
-        prop_assert_eq!(bits(&got), bits(&quantised_definition(&p)));
+        for (precision, levels) in [(Precision::Int8, 127.0), (Precision::Int4, 7.0)] {
+            let matrix = p.matrix(precision);
+            let run = |isa, out: &mut [f32]| matmul_on(isa, &p.x, p.rows, &matrix, out);
+            let got = same_everywhere(p.rows * p.outputs, run);
+            prop_assert_eq!(bits(&got), bits(&quantised_definition(&p, levels)));
+        }
     }
 
     #[test]
@@ -96,7 +99,7 @@ proptest! {
                 .collect();
         // Values are up to 4, so a sum of rounded terms is off by as many times 16 times the precision.
         let terms = 16.0 * p.width as f64;
-        for (precision, relative) in PRECISIONS.into_iter().zip([1e-6, 6e-4, 1.0 / 120.0]) {
+        for (precision, relative) in PRECISIONS.into_iter().zip([1e-6, 6e-4, 1.0 / 120.0, 1.0 / 13.0]) {
             let mut out = vec![0.0; p.rows * p.outputs];
             matmul(&p.x, p.rows, &p.matrix(precision), &mut out);
             assert_close(&out, &exact, relative, terms);
@@ -139,7 +142,7 @@ proptest! {
 
     #[test]
     fn rounding_is_reported_as_found(p in product()) {
-        for (precision, most) in PRECISIONS.into_iter().zip([0.0, 1.0 / 2048.0, 0.5 / 126.0]) {
+        for (precision, most) in PRECISIONS.into_iter().zip([0.0, 1.0 / 2048.0, 0.5 / 126.0, 0.5 / 6.99]) {
             let matrix = p.matrix(precision);
             let largest = p.w.iter().fold(0.0_f32, |m, w| m.max(w.abs()));
             let (mut row, mut max) = (vec![0.0; p.width], 0.0_f64);

@@ -28,7 +28,7 @@ use crate::cli::{model::load_or_embedded, output};
 pub(in crate::cli) struct Args {
     /// A checkpoint folder; absent, the embedded model
     folder: Option<PathBuf>,
-    /// How the weights are kept, one row each: f32, f16, int8
+    /// How the weights are kept, one row each: f32, f16, int8, int4
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     precision: Vec<Precision>,
     /// Tokens of the prompt
