@@ -39,6 +39,8 @@ pub mod kernels;
 #[cfg(feature = "engine")]
 pub mod runner;
 #[cfg(feature = "engine")]
+pub mod scheduler;
+#[cfg(feature = "engine")]
 pub mod train;
 
 #[doc(hidden)]
