@@ -23,9 +23,11 @@ mod error;
 mod info;
 mod job;
 pub mod manifest;
+pub mod reasoning;
 mod sampling;
 pub mod text;
 mod tokens;
+pub mod tools;
 
 #[cfg(feature = "engine")]
 pub mod checkpoint;

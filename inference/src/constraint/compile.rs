@@ -5,12 +5,13 @@
 //! compilation has a thread of its own, whose stack is large enough for the deepest chain of references
 //! that the bounds let through. An overflowing stack would end the worker, not the request.
 
-use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{TokEnv, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use super::grammar::{Grammar, GrammarError, schema};
+use crate::reasoning::ReasoningMarks;
 
 /// Stack of the compiling thread. Pages that are not touched cost nothing.
 const STACK_BYTES: usize = 64 * 1024 * 1024;
@@ -36,10 +37,17 @@ pub(super) fn limits() -> ParserLimits {
     }
 }
 
-/// A parser of answers in this grammar.
-pub(super) fn compile(factory: &ParserFactory, grammar: &Grammar) -> Result<Matcher, GrammarError> {
+/// A parser of answers in this grammar, after thoughts if there may be any.
+pub(super) fn compile(
+    factory: &ParserFactory,
+    grammar: &Grammar,
+    thoughts: Option<Thoughts>,
+) -> Result<Matcher, GrammarError> {
     grammar.validate()?;
-    let grammar = top_level(grammar)?;
+    let mut grammar = top_level(grammar)?;
+    if let Some(thoughts) = thoughts {
+        after(thoughts, &mut grammar);
+    }
     let compile = || match factory.create_parser(grammar) {
         Ok(parser) => Ok(Matcher::new(Ok(parser))),
         Err(e) => Err(GrammarError::Refused(brief(&e.to_string()))),
@@ -51,6 +59,30 @@ pub(super) fn compile(factory: &ParserFactory, grammar: &Grammar) -> Result<Matc
             .map_err(|e| GrammarError::Refused(format!("no thread to compile it in: {e}")))?;
         running.join().map_err(|_| GrammarError::Refused("the compiler failed on it".into()))?
     })
+}
+
+/// Thoughts that come before what the grammar is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Thoughts {
+    pub(super) marks: ReasoningMarks,
+    /// The prompt ends within them.
+    pub(super) opened: bool,
+}
+
+/// Lets any text up to the closing mark come before what the grammar describes.
+fn after(thoughts: Thoughts, grammar: &mut TopLevelGrammar) {
+    let ReasoningMarks { open, close } = thoughts.marks;
+    let (open, close) = (Value::from(open), Value::from(close));
+    let start = match thoughts.opened {
+        true => "start: thoughts".to_owned(),
+        false => format!("start: ({open} thoughts)?"),
+    };
+    let prelude =
+        format!("{start} GAP @answer\nthoughts[suffix={close}]: /(?s:.*)/\nGAP: /[\\x20\\n]{{0,8}}/\n");
+    if let Some(answer) = grammar.grammars.first_mut() {
+        answer.name = Some("answer".into());
+    }
+    grammar.grammars.insert(0, GrammarWithLexer::from_lark(prelude));
 }
 
 fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {

@@ -5,8 +5,9 @@ use std::fmt;
 use llguidance::Matcher;
 use llguidance::api::StopReason;
 
-use super::compile::{brief, compile};
+use super::compile::{Thoughts, brief, compile};
 use super::{Grammar, GrammarError, Vocabulary};
+use crate::reasoning::ReasoningMarks;
 
 /// Why an answer cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +43,26 @@ pub struct Constraint {
 impl Constraint {
     /// Compiles a grammar. Takes a millisecond for most, a few hundred for the worst that the bounds allow.
     pub fn new(vocabulary: &Vocabulary, grammar: &Grammar) -> Result<Self, GrammarError> {
-        let matcher = compile(vocabulary.factory(), grammar)?;
+        Self::compiled(vocabulary, grammar, None)
+    }
+
+    /// The same for a model that may think first, in any words; `opened` says whether the prompt ends within
+    /// its thoughts. The grammar is about what comes after them.
+    pub fn after_reasoning(
+        vocabulary: &Vocabulary,
+        grammar: &Grammar,
+        marks: ReasoningMarks,
+        opened: bool,
+    ) -> Result<Self, GrammarError> {
+        Self::compiled(vocabulary, grammar, Some(Thoughts { marks, opened }))
+    }
+
+    fn compiled(
+        vocabulary: &Vocabulary,
+        grammar: &Grammar,
+        thoughts: Option<Thoughts>,
+    ) -> Result<Self, GrammarError> {
+        let matcher = compile(vocabulary.factory(), grammar, thoughts)?;
         let mut constraint = Self { vocabulary: vocabulary.clone(), matcher, ended: false };
         // What cannot even begin is the grammar's fault, and better said before the prompt is computed.
         match constraint.allowed() {

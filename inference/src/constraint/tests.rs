@@ -206,6 +206,35 @@ fn characters_may_be_split_over_tokens_and_stay_whole() {
     assert_eq!(allowed(&mut constraint), [END, END + 1]);
 }
 
+/// How far a text goes under a grammar, and whether it may end there.
+fn follow(constraint: &mut Constraint, text: &str) -> (usize, bool) {
+    let taken = text.bytes().take_while(|byte| constraint.accept(u32::from(*byte)).is_ok()).count();
+    (taken, constraint.is_complete().unwrap())
+}
+
+#[test]
+fn thoughts_may_come_before_the_answer() {
+    let marks = crate::reasoning::ReasoningMarks::THINK;
+    let lark = "start: \"{\" B \"}\"\nB: /b+/".to_owned();
+    for grammar in [Grammar::JsonObject, Grammar::Regex(r"\{\}|\{b\}".into()), Grammar::Lark(lark)] {
+        let make = |opened| Constraint::after_reasoning(&vocabulary(), &grammar, marks, opened).unwrap();
+        let answer = if grammar == Grammar::JsonObject { "{\"a\": 1}" } else { "{b}" };
+        for (opened, thoughts) in [
+            (true, "Hm < {x}\n</think>\n\n"),
+            (false, "<think>é</th </think>"),
+            (false, ""),
+            (true, "</think>"),
+        ] {
+            let text = format!("{thoughts}{answer}");
+            assert_eq!(follow(&mut make(opened), &text), (text.len(), true), "{grammar:?}: {text:?}");
+            let cut = text.len() - 1;
+            assert_eq!(follow(&mut make(opened), &text[..cut]), (cut, false));
+        }
+        assert_eq!(follow(&mut make(false), "Yes").0, 0);
+        assert_eq!(follow(&mut make(true), "ok</think>Yes").0, 10);
+    }
+}
+
 #[test]
 fn an_answer_ends_only_where_the_grammar_may() {
     let mut constraint = constraint(&Grammar::Regex("a+b?".into()));
