@@ -17,9 +17,9 @@ impl ToolFormat {
         if !has("tools") {
             return None;
         }
-        // Qwen3-Coder and its like write calls as XML within the same tag.
-        let xml = has("<function=") || has("<arg_key>");
-        if has("<tool_call>") && has("</tool_call>") && !xml {
+        // Others write XML within the same mark, or lists within a similar one.
+        let other = ["<function=", "<arg_key>", "<invoke", "<tool_calls>"].into_iter().any(has);
+        if has("<tool_call>") && has("</tool_call>") && !other {
             return Some(Self::Hermes);
         }
         // Llama 3's own words, and the key that only its family uses.

@@ -101,8 +101,9 @@ impl ChatTemplate {
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(syntax)?,
         );
         environment.set_unknown_method_callback(python::method);
-        environment.set_formatter(|out, state, value| python::print(out, state, value));
+        environment.set_formatter(python::print);
         environment.add_filter("tojson", json::tojson);
+        environment.add_test("iterable", python::is_iterable);
         environment.add_function("raise_exception", |why: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, why))
         });

@@ -161,6 +161,14 @@ pub(super) fn method(state: &mut State, value: &Value, method: &str, args: &[Val
     }
 }
 
+/// Jinja's test: `tools is iterable` asks in some templates whether there are any, and `none` is not.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Iterable
+    )
+}
+
 fn too_long(bytes: usize) -> Result<(), Error> {
     // A template may well build a text twice before it writes it.
     match bytes <= 4 * MAX_OUTPUT_BYTES {

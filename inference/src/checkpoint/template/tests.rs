@@ -116,7 +116,8 @@ fn variables_are_passed_within_bounds_and_cannot_replace_the_conversation() {
 #[test]
 fn templates_render_as_in_python() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates");
-    let expected: Json = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let expected: Json =
+        serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let text = |value: &Json| value.as_str().map(str::to_owned);
     let turn = |message: &Json| Turn {
         role: text(&message["role"]).unwrap(),
