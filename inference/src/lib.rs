@@ -3,7 +3,9 @@
 //! The crate has two halves. The first is always there and small enough for the light client:
 //! [`GenerateRequest`] and its [`codec`], [`Sampling`], [`Token`], [`Usage`], the typed
 //! [`RequestError`], the [`text`] state machine that turns token bytes into text, and the
-//! [`manifest`] by which a model is named (`name@digest`).
+//! [`manifest`] by which a model is named (`name@digest`). Structure is data there too: what an answer must
+//! look like ([`constraint`]), the functions it may call ([`tools`]), and what of it was thought
+//! ([`reasoning`]).
 //!
 //! The second half, behind the feature `engine`, loads an ordinary Hugging Face checkpoint
 //! directory ([`checkpoint`]) into a decoder written in burn ([`decoder`]: Qwen3, Llama, Mistral,

@@ -395,3 +395,11 @@ fn hostile_grammars_are_refused_or_followed_in_bounded_time() {
         assert!(took < Duration::from_secs(20), "{name} took {took:?}");
     }
 }
+
+#[test]
+fn workers_may_share_vocabularies_and_move_constraints() {
+    fn share<T: Send + Sync>() {}
+    fn send<T: Send>() {}
+    share::<Vocabulary>();
+    send::<Constraint>();
+}

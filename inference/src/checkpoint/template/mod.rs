@@ -1,7 +1,7 @@
 //! Chat templates: Jinja programs that come with a checkpoint.
 //!
 //! They run in minijinja, with what `transformers` gives them: trimmed blocks, loop controls,
-//! `raise_exception`, `tojson` as Python's ([`json`]), Python's methods and way of printing ([`python`]),
+//! `raise_exception`, `tojson` as Python's (`json`), Python's methods and way of printing (`python`),
 //! and the variables of [`Prompt`]. A template is part of the model's digest, yet it is a program of a
 //! stranger: it gets limits on fuel, output and depth.
 
