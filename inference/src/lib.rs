@@ -25,8 +25,10 @@ mod error;
 mod info;
 mod job;
 pub mod manifest;
+mod reader;
 pub mod reasoning;
 mod sampling;
+mod structure;
 pub mod text;
 mod tokens;
 pub mod tools;
@@ -54,7 +56,9 @@ pub mod fuzz;
 pub use error::RequestError;
 pub use info::{ModelDigest, ModelInfo, ModelRef, ModelRefError};
 pub use job::{ChatRole, GenerateRequest, Message};
+pub use reader::{AnswerPart, AnswerReader};
 pub use sampling::Sampling;
+pub use structure::{AnswerForm, Structure, Thinking};
 pub use tokens::{Alternative, FinishReason, Logprobs, Token, Usage};
 
 /// Bounds on what a request may hold.
@@ -66,10 +70,9 @@ pub mod limits {
         MAX_BIAS, MAX_LOGIT_BIAS, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_STOP_BYTES, MAX_STOP_TOKENS,
         MAX_STOPS, MAX_TEMPERATURE, MAX_TOP_LOGPROBS,
     };
+    pub use crate::structure::{MAX_VARIABLES, MAX_VARIABLES_BYTES};
     pub use crate::tokens::{LOWEST_LOGPROB, MAX_PIECE_BYTES};
 }
 
 #[cfg(feature = "engine")]
-pub use engine::{
-    BurnEngine, Completion, EchoEngine, Engine, EngineError, Generation, LoadError, Paced, Step, complete,
-};
+pub use engine::{BurnEngine, Completion, EchoEngine, Engine, EngineError, LoadError, Paced, complete};

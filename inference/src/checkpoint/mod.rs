@@ -26,7 +26,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use config::{ConfigError, ModelConfig, parse_config, parse_dimensions};
-pub use template::{ChatTemplate, Prompt, TemplateError, Turn};
+pub use template::{ChatTemplate, Prompt, TemplateError};
 pub use tensors::{INDEX_FILE, TensorError, Tensors};
 pub use tokenizer::{TextTokenizer, TokenizerError};
 

@@ -38,6 +38,8 @@ mod view;
 pub mod weights;
 
 pub use cache::KvCache;
+pub(crate) use cache::{block_bytes, kv_pools};
 pub use config::{Attention, DecoderConfig, Family, Gate, RopeScaling, Rotary};
 pub use model::Decoder;
 pub use serving::ServingDecoder;
+pub(crate) use serving::Spot;

@@ -20,6 +20,13 @@ pub struct Terms {
     pub deadline: Option<Instant>,
 }
 
+impl Terms {
+    /// Those of an asker whose prefixes nobody else finds again: `salt` is a secret of theirs, or random.
+    pub fn of(asker: u64, salt: [u8; 32]) -> Self {
+        Self { asker, salt: Salt(salt), priority: 0, deadline: None }
+    }
+}
+
 /// A tokenised request.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Sequence {

@@ -325,6 +325,16 @@ impl Scheduler {
         self.end(id, None);
     }
 
+    /// Whether a job is not over.
+    pub fn knows(&self, id: JobId) -> bool {
+        self.jobs.contains_key(&id)
+    }
+
+    /// Whether a job is paid for its next token, and its reader keeps up.
+    pub fn wants(&self, id: JobId) -> bool {
+        self.jobs.get(&id).is_some_and(|job| job.wants)
+    }
+
     /// Tokens of prompt and prefix that were found in the cache instead of being computed.
     pub fn cached_tokens(&self, id: JobId) -> Option<u32> {
         self.jobs.get(&id).map(Job::cached_tokens)

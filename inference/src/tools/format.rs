@@ -1,7 +1,9 @@
 //! How a model family writes calls.
 
+use bincode::{Decode, Encode};
+
 /// The form in which a model was trained to write calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub enum ToolFormat {
     /// `<tool_call>{"name": …, "arguments": {…}}</tool_call>`.
     Hermes,

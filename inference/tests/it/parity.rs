@@ -121,7 +121,9 @@ fn rounded_weights_stay_near() {
         for (precision, weights, logits) in [(Precision::F16, 5e-4, 5e-3), (Precision::Int8, 5e-3, 0.15)] {
             let engine = BurnEngine::load_as(&fixture(name), precision, None, &mut |_, _| ()).unwrap();
             let error = engine.rounding_error();
-            assert!(error.max > 0.0 && error.max <= weights, "{name} {precision:?}: {error:?}");
+            // A checkpoint in half precision loses nothing in it.
+            let exact = precision == Precision::F16 && error.max == 0.0;
+            assert!(exact || (error.max > 0.0 && error.max <= weights), "{name} {precision:?}: {error:?}");
             let found = engine.logits(&expected.ids, 7).unwrap();
             let found = difference(&found, &expected.logits);
             assert!(found <= logits, "{name} {precision:?}: {found}");
@@ -162,20 +164,12 @@ fn prompts_are_rendered_and_tokenised_as_transformers_does() {
         let text = std::fs::read_to_string(fixture(name).join("expected_chat.json")).unwrap();
         let chats: serde_json::Value = serde_json::from_str(&text).unwrap();
         for chat in chats.as_array().unwrap() {
-            let messages = chat["messages"].as_array().unwrap().iter().map(|m| Message {
-                role: match m["role"].as_str().unwrap() {
-                    "system" => ChatRole::System,
-                    "user" => ChatRole::User,
-                    _ => ChatRole::Assistant,
-                },
-                content: m["content"].as_str().unwrap().into(),
+            let messages = chat["messages"].as_array().unwrap().iter().map(|m| {
+                let role: ChatRole = serde_json::from_value(m["role"].clone()).unwrap();
+                Message::new(role, m["content"].as_str().unwrap())
             });
-            let request = GenerateRequest {
-                model: engine.info().digest,
-                messages: messages.collect(),
-                sampling: Sampling::default(),
-                prefix: Vec::new(),
-            };
+            let digest = engine.info().digest;
+            let request = GenerateRequest::new(digest, messages.collect(), Sampling::default());
             let rendered = engine.render(&request).unwrap();
             assert_eq!(rendered, chat["text"].as_str().unwrap());
             let ids: Vec<u64> =

@@ -147,12 +147,8 @@ fn verify(folder: &Path, digest: &str) -> anyhow::Result<()> {
 }
 
 fn generate(engine: &BurnEngine, prompt: &str, sampling: Sampling, json: bool) -> anyhow::Result<()> {
-    let request = GenerateRequest {
-        model: engine.info().digest,
-        messages: vec![Message { role: ChatRole::User, content: prompt.to_owned() }],
-        sampling,
-        prefix: Vec::new(),
-    };
+    let messages = vec![Message::new(ChatRole::User, prompt)];
+    let request = GenerateRequest::new(engine.info().digest, messages, sampling);
     let done = complete(engine, &request, |token| {
         if !json {
             output::piece(&token.text);

@@ -61,6 +61,8 @@ pub struct EngineConfig {
     pub kind: EngineKind,
     /// Hex digest the loaded model must have; empty takes the embedded model's.
     pub model_digest: String,
+    /// How the weights are kept: f32, f16 or int8. Fewer bits are faster and less exact.
+    pub precision: Precision,
     /// Answers produced at once.
     pub slots: u16,
     /// Requests that may wait.
@@ -78,7 +80,8 @@ impl Default for EngineConfig {
         Self {
             kind: EngineKind::Burn,
             model_digest: String::new(),
-            slots: 4,
+            precision: Precision::F32,
+            slots: 8,
             queue: 256,
             pace_ms: 0,
             echo_tokens: 50,
@@ -88,15 +91,21 @@ impl Default for EngineConfig {
 }
 
 /// `[model]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// A checkpoint's directory; empty for the embedded model.
     pub directory: PathBuf,
     /// Threads for inference; 0 for all cores.
     pub threads: usize,
-    /// How its weights are kept: f32, f16 or int8. Fewer bits are faster and less exact.
-    pub precision: Precision,
+    /// Most memory for keys and values of the answers in progress, in MiB. It is taken as it is needed.
+    pub cache_mib: u32,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self { directory: PathBuf::new(), threads: 0, cache_mib: 2048 }
+    }
 }
 
 /// Who makes the quotes.
@@ -183,10 +192,10 @@ impl EnclaveConfig {
     /// later changes every digest instead of hiding in one.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        let EngineConfig { kind, model_digest, slots, queue, pace_ms, echo_tokens, echo_bytes } =
+        let EngineConfig { kind, model_digest, precision, slots, queue, pace_ms, echo_tokens, echo_bytes } =
             &self.engine;
         let canonical = format!(
-            "kind={}\nmodel_digest={}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
+            "kind={}\nmodel_digest={}\nprecision={precision}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
             kind.name(),
             model_digest.to_ascii_lowercase(),
         );
@@ -233,6 +242,16 @@ impl Document for EnclaveConfig {
         let engine = &self.engine;
         if engine.slots == 0 {
             return Err(ConfigError::value("engine.slots", 0, "use at least 1"));
+        }
+        if self.model.cache_mib == 0 {
+            return Err(ConfigError::value("model.cache_mib", 0, "use at least 1; 2048 is usual"));
+        }
+        if engine.precision != Precision::F32 && self.model.directory.as_os_str().is_empty() {
+            return Err(ConfigError::value(
+                "engine.precision",
+                engine.precision,
+                "use f32 for the embedded model, or name a checkpoint in `model.directory`",
+            ));
         }
         if engine.pace_ms > 60_000 {
             return Err(ConfigError::value("engine.pace_ms", engine.pace_ms, "use at most 60000"));

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use cocoon_inference::kernels::Precision;
 use cocoon_inference::runner::{Runner, RunnerLimits};
-use cocoon_inference::{BurnEngine, EchoEngine, Engine, LoadError, ModelInfo, Paced};
+use cocoon_inference::{BurnEngine, EchoEngine, Engine, EngineError, LoadError, ModelInfo, Paced};
 use thiserror::Error;
 
-use crate::config::{ConfigError, EnclaveConfig, EngineConfig, EngineKind};
+use crate::config::{ConfigError, EnclaveConfig, EngineKind};
 
 /// Why there is no engine.
 #[derive(Debug, Error)]
@@ -29,6 +29,9 @@ pub enum EngineLoadError {
     /// The model inside this executable.
     #[error("the embedded model cannot be loaded; this executable is damaged, install it again")]
     Embedded(#[source] LoadError),
+    /// The engine.
+    #[error("the engine cannot start; lower `model.cache_mib` or `engine.slots`, or free memory")]
+    Engine(#[source] EngineError),
     /// Another model than the configuration says.
     #[error(
         "the model's digest is {found}, the configuration key `engine.model_digest` says {expected}; \
@@ -77,19 +80,17 @@ pub fn load(config: &EnclaveConfig) -> Result<Loaded, EngineLoadError> {
         let (found, expected) = (hex::encode(info.digest), hex::encode(expected));
         return Err(EngineLoadError::Digest { found, expected });
     }
-    let runner = Runner::spawn(engine, limits(settings, config.model.threads));
+    let runner = Runner::spawn(engine, limits(config)).map_err(EngineLoadError::Engine)?;
     Ok(Loaded { runner, info })
 }
 
-fn limits(settings: &EngineConfig, threads: usize) -> RunnerLimits {
-    let slots = usize::from(settings.slots);
-    let threads = match (threads, settings.kind) {
-        // An echo takes no time: a second thread would only cost wake-ups.
-        (0, EngineKind::Echo) => 1,
-        (0, EngineKind::Burn) => std::thread::available_parallelism().map_or(1, usize::from).min(slots),
-        (threads, _) => threads,
-    };
-    RunnerLimits { slots, queue: usize::from(settings.queue), threads }
+fn limits(config: &EnclaveConfig) -> RunnerLimits {
+    RunnerLimits {
+        slots: usize::from(config.engine.slots),
+        queue: usize::from(config.engine.queue),
+        threads: config.model.threads,
+        cache_bytes: u64::from(config.model.cache_mib) << 20,
+    }
 }
 
 fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
@@ -97,7 +98,7 @@ fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine
     if directory.as_os_str().is_empty() {
         return BurnEngine::embedded().map_err(EngineLoadError::Embedded);
     }
-    checkpoint(directory, config.model.precision, expected)
+    checkpoint(directory, config.engine.precision, expected)
 }
 
 fn checkpoint(

@@ -19,9 +19,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-pub use prompt::{MAX_VARIABLES, MAX_VARIABLES_BYTES, Prompt, Turn};
-
-use crate::Message;
+pub use prompt::Prompt;
 
 /// Largest template; the longest published ones have about 20 kB.
 const MAX_TEMPLATE_BYTES: usize = 256 * 1024;
@@ -53,13 +51,11 @@ pub enum TemplateError {
     /// Not a template.
     #[error("the template does not parse: {0}")]
     Syntax(String),
-    /// A variable cannot be passed to the template.
-    #[error("template variable `{name}`: {why}")]
-    Variable {
-        /// Which, or `*` for all of them.
+    /// A variable has a name that means something else.
+    #[error("template variable `{name}` is set by the request itself; leave it out")]
+    Reserved {
+        /// Which.
         name: String,
-        /// What was found, and what is allowed.
-        why: String,
     },
     /// A call of the conversation cannot be written.
     #[error("{0}")]
@@ -121,14 +117,8 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The prompt text of a conversation, up to where the model's turn begins.
-    pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
-        let turns: Vec<Turn> = messages.iter().map(Turn::from).collect();
-        self.render_prompt(&Prompt::new(&turns))
-    }
-
-    /// The same with functions, calls and variables.
-    pub fn render_prompt(&self, prompt: &Prompt<'_>) -> Result<String, TemplateError> {
+    /// The prompt text of a conversation.
+    pub fn render(&self, prompt: &Prompt<'_>) -> Result<String, TemplateError> {
         let fail = |e: Error| TemplateError::Render(e.to_string());
         let template = self.environment.get_template(NAME).map_err(fail)?;
         let context = prompt.context()?.into_iter();

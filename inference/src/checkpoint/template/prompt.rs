@@ -7,10 +7,6 @@ use super::TemplateError;
 use crate::Message;
 use crate::tools::{ToolCall, ToolDefinition};
 
-/// Most variables beside the conversation.
-pub const MAX_VARIABLES: usize = 16;
-/// All of them as JSON.
-pub const MAX_VARIABLES_BYTES: usize = 4 * 1024;
 /// Names that mean something already.
 const RESERVED: [&str; 8] = [
     "messages",
@@ -23,34 +19,11 @@ const RESERVED: [&str; 8] = [
     "raise_exception",
 ];
 
-/// One message as templates see it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Turn {
-    /// `system`, `user`, `assistant` or `tool`.
-    pub role: String,
-    /// What was said; for `tool`, what came of the call.
-    pub content: String,
-    /// What the assistant thought, for templates that want it (`reasoning_content`).
-    pub reasoning: Option<String>,
-    /// Calls that the assistant asked for.
-    pub tool_calls: Vec<ToolCall>,
-    /// The call that a `tool` message answers.
-    pub tool_call_id: Option<String>,
-    /// The function that a `tool` message is from.
-    pub name: Option<String>,
-}
-
-impl From<&Message> for Turn {
-    fn from(message: &Message) -> Self {
-        Self { role: message.role.as_str().into(), content: message.content.clone(), ..Self::default() }
-    }
-}
-
 /// A conversation to render.
 #[derive(Debug, Clone, Copy)]
 pub struct Prompt<'a> {
     /// Oldest first.
-    pub messages: &'a [Turn],
+    pub messages: &'a [Message],
     /// Functions on offer.
     pub tools: &'a [ToolDefinition],
     /// Further variables, which the OpenAI API of other servers calls `chat_template_kwargs`: for example
@@ -66,7 +39,7 @@ pub struct Prompt<'a> {
 
 impl<'a> Prompt<'a> {
     /// A conversation alone, to be continued by the model.
-    pub fn new(messages: &'a [Turn]) -> Self {
+    pub fn new(messages: &'a [Message]) -> Self {
         Self { messages, tools: &[], variables: None, now: None, add_generation_prompt: true }
     }
 
@@ -90,23 +63,15 @@ impl<'a> Prompt<'a> {
 }
 
 fn check(variables: &Map<String, Json>) -> Result<(), TemplateError> {
-    let refuse = |name: &str, why: String| Err(TemplateError::Variable { name: name.into(), why });
-    if variables.len() > MAX_VARIABLES {
-        return refuse("*", format!("{} variables, at most {MAX_VARIABLES} are allowed", variables.len()));
-    }
-    let bytes: usize = variables.iter().map(|(name, value)| name.len() + value.to_string().len()).sum();
-    if bytes > MAX_VARIABLES_BYTES {
-        return refuse("*", format!("{bytes} bytes, at most {MAX_VARIABLES_BYTES} are allowed"));
-    }
     match variables.keys().find(|name| RESERVED.contains(&name.as_str())) {
-        Some(name) => refuse(name, "is set by the request itself; leave it out".into()),
+        Some(name) => Err(TemplateError::Reserved { name: name.clone() }),
         None => Ok(()),
     }
 }
 
 /// Absent keys stay absent, since templates ask whether they are defined. A call without text has an empty
 /// one: some templates print it without asking.
-fn message(at: usize, turn: &Turn) -> Result<Json, TemplateError> {
+fn message(at: usize, turn: &Message) -> Result<Json, TemplateError> {
     let mut fields = Map::new();
     fields.insert("role".into(), turn.role.as_str().into());
     fields.insert("content".into(), turn.content.as_str().into());

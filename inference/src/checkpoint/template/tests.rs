@@ -1,9 +1,9 @@
 use super::*;
-use crate::ChatRole;
+use crate::{ChatRole, Message};
 
 fn render(source: &str) -> Result<String, TemplateError> {
-    let messages = [Message { role: ChatRole::User, content: " Hi ".into() }];
-    ChatTemplate::parse(None, Some(source.as_bytes()))?.render(&messages)
+    let messages = [Message::new(ChatRole::User, " Hi ")];
+    ChatTemplate::parse(None, Some(source.as_bytes()))?.render(&Prompt::new(&messages))
 }
 
 #[test]
@@ -63,10 +63,10 @@ fn a_template_cannot_run_write_or_grow_without_end() {
 
 #[test]
 fn long_texts_cost_fuel_by_their_length() {
-    let messages = [Message { role: ChatRole::User, content: "a".repeat(190 * 1024) }];
+    let messages = [Message::new(ChatRole::User, "a".repeat(190 * 1024))];
     let spin = "{% for i in range(9000) %}{% set x = messages[0].content.find('b') %}{% endfor %}";
     let template = ChatTemplate::parse(None, Some(spin.as_bytes())).unwrap();
-    assert!(template.render(&messages).unwrap_err().to_string().contains("fuel"));
+    assert!(template.render(&Prompt::new(&messages)).unwrap_err().to_string().contains("fuel"));
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn a_missing_template_and_a_broken_one_are_told_apart() {
     assert!(matches!(ChatTemplate::parse(Some(b"{}"), None), Err(TemplateError::Missing)));
     assert!(matches!(render("{% for"), Err(TemplateError::Syntax(_))));
     let list = br#"{"chat_template": [{"name": "default", "template": "ok"}]}"#;
-    assert_eq!(ChatTemplate::parse(Some(list), None).unwrap().render(&[]).unwrap(), "ok");
+    assert_eq!(ChatTemplate::parse(Some(list), None).unwrap().render(&Prompt::new(&[])).unwrap(), "ok");
 }
 
 #[test]
@@ -90,26 +90,20 @@ fn the_time_is_the_caller_s_and_undefined_without() {
     let source = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}never{% endif %}";
     let template = ChatTemplate::parse(None, Some(source.as_bytes())).unwrap();
     let prompt = Prompt::new(&[]);
-    assert_eq!(template.render_prompt(&prompt).unwrap(), "never");
+    assert_eq!(template.render(&prompt).unwrap(), "never");
     let dated = Prompt { now: Some(1_721_952_000), ..prompt };
-    assert_eq!(template.render_prompt(&dated).unwrap(), "26 Jul 2024");
+    assert_eq!(template.render(&dated).unwrap(), "26 Jul 2024");
 }
 
 #[test]
-fn variables_are_passed_within_bounds_and_cannot_replace_the_conversation() {
+fn variables_are_passed_and_cannot_replace_the_conversation() {
     let template = ChatTemplate::parse(None, Some(b"{{ enable_thinking }}")).unwrap();
     let render = |variables: Json| {
         let prompt = Prompt { variables: variables.as_object(), ..Prompt::new(&[]) };
-        template.render_prompt(&prompt)
+        template.render(&prompt)
     };
     assert_eq!(render(serde_json::json!({"enable_thinking": false})).unwrap(), "False");
-    for refused in [
-        serde_json::json!({"messages": []}),
-        serde_json::json!({"a": "x".repeat(MAX_VARIABLES_BYTES)}),
-        Json::Object((0..=MAX_VARIABLES).map(|i| (i.to_string(), Json::Null)).collect()),
-    ] {
-        assert!(matches!(render(refused), Err(TemplateError::Variable { .. })));
-    }
+    assert!(matches!(render(serde_json::json!({"messages": []})), Err(TemplateError::Reserved { .. })));
 }
 
 /// What `transformers` renders, of which tests/templates/make_expected.py tells.
@@ -119,8 +113,9 @@ fn templates_render_as_in_python() {
     let expected: Json =
         serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
     let text = |value: &Json| value.as_str().map(str::to_owned);
-    let turn = |message: &Json| Turn {
-        role: text(&message["role"]).unwrap(),
+    let role = |message: &Json| serde_json::from_value(message["role"].clone()).unwrap();
+    let turn = |message: &Json| Message {
+        role: role(message),
         content: text(&message["content"]).unwrap(),
         reasoning: text(&message["reasoning_content"]),
         tool_calls: serde_json::from_value(message["tool_calls"].clone()).unwrap_or_default(),
@@ -140,7 +135,7 @@ fn templates_render_as_in_python() {
         let template = ChatTemplate::parse(Some(config.as_bytes()), Some(&source));
         for (case, expected_text) in cases.as_object().unwrap() {
             let given = &expected["cases"][case];
-            let messages: Vec<Turn> = list(&given["messages"]).iter().map(turn).collect();
+            let messages: Vec<Message> = list(&given["messages"]).iter().map(turn).collect();
             let tools: Vec<_> = list(&given["tools"]).iter().map(tool).collect();
             let prompt = Prompt {
                 messages: &messages,
@@ -150,7 +145,7 @@ fn templates_render_as_in_python() {
                 add_generation_prompt: given["add_generation_prompt"].as_bool().unwrap_or(true),
             };
             let rendered = template.as_ref().map_err(|e| e.to_string());
-            let rendered = rendered.and_then(|t| t.render_prompt(&prompt).map_err(|e| e.to_string()));
+            let rendered = rendered.and_then(|t| t.render(&prompt).map_err(|e| e.to_string()));
             if rendered.as_ref().ok() != text(expected_text).as_ref() {
                 differing.push(format!("{name}, {case}:\n{rendered:?}\n{expected_text}"));
             }

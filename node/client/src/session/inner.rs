@@ -9,7 +9,9 @@
 
 use bincode::{Decode, Encode};
 use cocoon_attest::noise;
-use cocoon_inference::{FinishReason, GenerateRequest, RequestError, Token, Usage, limits::MAX_TOP_LOGPROBS};
+use cocoon_inference::{
+    AnswerForm, FinishReason, GenerateRequest, RequestError, Token, Usage, limits::MAX_TOP_LOGPROBS,
+};
 use cocoon_payments::SignedReceipt;
 
 use crate::codec::{self, CodecError};
@@ -33,7 +35,7 @@ pub enum ToEnclave {
         /// Counts up from 1 within the session.
         stream: u32,
         /// What to answer.
-        request: GenerateRequest,
+        request: Box<GenerateRequest>,
         /// Ceiling in nanoTON for input and output together.
         max_cost: u64,
     },
@@ -79,6 +81,8 @@ pub enum ToAsker {
         input_tokens: u32,
         /// Their cost in nanoTON.
         input_cost: u64,
+        /// How the answer is to be read.
+        form: AnswerForm,
     },
     /// Part of the answer.
     Tokens {

@@ -10,7 +10,7 @@
 //! | `chat_template_kwargs` (vLLM's) | variables of the chat template, such as `enable_thinking` |
 
 use cocoon_inference::{
-    RequestError,
+    RequestError, Structure,
     constraint::Grammar,
     tools::{ToolCall, ToolChoice, ToolDefinition, ToolEvent, call_id, validate_tools},
 };
@@ -34,7 +34,7 @@ pub(super) const KNOWN: &[&str] = &[
 const MAX_CALLS: usize = 128;
 
 /// Checked fields about structure.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct StructureFields {
     /// Functions on offer.
     pub tools: Vec<ToolDefinition>,
@@ -46,6 +46,22 @@ pub struct StructureFields {
     pub grammar: Option<Grammar>,
     /// Variables of the chat template.
     pub variables: Map<String, Value>,
+}
+
+impl StructureFields {
+    /// As part of a request that was made at this time, in seconds since 1970.
+    #[must_use]
+    pub fn at(&self, now: u64) -> Structure {
+        let Self { tools, choice, parallel, grammar, variables } = self;
+        Structure {
+            tools: tools.clone(),
+            choice: choice.clone(),
+            parallel: *parallel,
+            grammar: grammar.clone(),
+            variables: if variables.is_empty() { String::new() } else { json!(variables).to_string() },
+            now: Some(now),
+        }
+    }
 }
 
 /// Reads the fields.

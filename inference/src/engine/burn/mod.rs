@@ -1,0 +1,196 @@
+//! Serving a checkpoint with burn.
+//!
+//! What a row gives does not depend on the step it is in, so a resumed request's `prefix` is read like a prompt, and
+//! the continuation is bit for bit what the first worker would have computed.
+
+mod answer;
+mod executor;
+mod sequence;
+mod start;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use burn::tensor::Tensor;
+use executor::BurnExecutor;
+pub use sequence::TokenSequence;
+
+use super::{Engine, EngineError, Executor, LoadError, Resources, Shape, Started};
+use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer};
+use crate::constraint::{Vocabulary, VocabularyError};
+use crate::decoder::{ServingDecoder, block_bytes};
+use crate::kernels::{BLOCK, Precision, RoundingError};
+use crate::manifest::Manifest;
+use crate::reasoning::ReasoningMarks;
+use crate::tools::ToolFormat;
+use crate::{GenerateRequest, ModelDigest, ModelInfo, RequestError};
+
+/// Prompt tokens of a step.
+const PREFILL: usize = 64;
+
+/// A decoder, ready to serve.
+#[derive(Debug, Clone)]
+pub struct BurnEngine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    info: ModelInfo,
+    config: ModelConfig,
+    model: ServingDecoder,
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    manifest: Manifest,
+    /// The form in which the model writes calls, if it knows how.
+    tools: Option<ToolFormat>,
+    /// The marks around its thoughts, if it has any.
+    reasoning: Option<ReasoningMarks>,
+    /// For grammars: made when the first one is asked for, since it takes a while.
+    vocabulary: OnceLock<Result<Vocabulary, VocabularyError>>,
+}
+
+impl BurnEngine {
+    /// Loads a checkpoint directory on the CPU, its weights in single precision. With `expected`, the files must
+    /// be those of that digest. `progress` gets bytes read and bytes in all.
+    pub fn load(
+        dir: &Path,
+        expected: Option<ModelDigest>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        Self::load_as(dir, Precision::F32, expected, progress)
+    }
+
+    /// The same, with the weights in another precision. [`rounding_error`](Self::rounding_error) says what that
+    /// changed.
+    pub fn load_as(
+        dir: &Path,
+        precision: Precision,
+        expected: Option<ModelDigest>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?, precision)
+    }
+
+    /// Loads the model that is built into the program.
+    pub fn embedded() -> Result<Self, LoadError> {
+        let files = crate::embedded::files();
+        let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
+        let checkpoint = Checkpoint::from_files(crate::embedded::NAME.to_owned(), files, None)?;
+        Self::from_checkpoint(checkpoint, Precision::F32)
+    }
+
+    fn from_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Result<Self, LoadError> {
+        let Checkpoint { name, config, tensors, tokenizer, template, manifest } = checkpoint;
+        let dimensions = config.dimensions.clone();
+        let fetch = |name: &str, shape: &[usize]| tensors.get(name, shape);
+        let model = guard(|| ServingDecoder::from_tensors(dimensions, precision, fetch))
+            .map_err(LoadError::Backend)??;
+        let info = ModelInfo {
+            name,
+            digest: manifest.digest(),
+            context: count(config.dimensions.max_position_embeddings),
+            parameters: config.dimensions.parameters(),
+            family: config.dimensions.family.name().into(),
+            quantisation: precision.name().into(),
+        };
+        let tools = ToolFormat::of_template(template.source());
+        let reasoning = ReasoningMarks::of_template(template.source());
+        let vocabulary = OnceLock::new();
+        let shared =
+            Shared { info, config, model, tokenizer, template, manifest, tools, reasoning, vocabulary };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The files that were loaded.
+    pub fn manifest(&self) -> &Manifest {
+        &self.shared.manifest
+    }
+
+    /// The tokenizer of the model.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.shared.tokenizer
+    }
+
+    /// The rendered prompt of a conversation.
+    pub fn render(&self, request: &GenerateRequest) -> Result<String, RequestError> {
+        start::render(&self.shared, request)
+    }
+
+    /// What the precision of the weights changed: the worst of all matrices.
+    pub fn rounding_error(&self) -> RoundingError {
+        self.shared.model.rounding_error()
+    }
+
+    /// Bytes of the packed weights that every token is multiplied with.
+    pub fn weight_bytes(&self) -> usize {
+        self.shared.model.bytes()
+    }
+
+    /// Weights that every token of a prompt is multiplied with.
+    pub fn layer_weights(&self) -> u64 {
+        self.shared.model.layer_weights()
+    }
+}
+
+impl Engine for BurnEngine {
+    fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    fn start(&self, request: &GenerateRequest) -> Result<Started, RequestError> {
+        start::start(&self.shared, request)
+    }
+
+    fn shape(&self) -> Shape {
+        let shared = &self.shared;
+        Shape {
+            block_tokens: count(BLOCK),
+            block_bytes: block_bytes(shared.model.config()),
+            prefill: count(PREFILL),
+            context: shared.info.context,
+        }
+    }
+
+    fn executor(&self, resources: Resources) -> Result<Box<dyn Executor>, EngineError> {
+        Ok(Box::new(BurnExecutor::new(Arc::clone(&self.shared), resources)?))
+    }
+}
+
+impl Shared {
+    fn check_ids(&self, field: &str, ids: &[u32]) -> Result<(), RequestError> {
+        let dimensions = &self.config.dimensions;
+        if ids.len() > dimensions.max_position_embeddings {
+            let limit = dimensions.max_position_embeddings;
+            let why = format!("{} tokens, the model's context holds {limit}", ids.len());
+            return Err(RequestError::invalid(field, why));
+        }
+        match ids.iter().find(|&&id| id as usize >= dimensions.vocab_size) {
+            Some(id) => {
+                let why = format!("token {id} is not below `vocab_size`, {}", dimensions.vocab_size);
+                Err(RequestError::invalid(field, why))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+fn host(logits: Tensor<2>) -> Vec<f32> {
+    let data = logits.into_data();
+    data.as_slice::<f32>().map_or_else(|_| data.iter::<f32>().collect(), <[f32]>::to_vec)
+}
+
+/// burn reports errors by panicking (an allocation that fails, say). One request must not take the
+/// worker down, so a panic becomes an error of that request.
+fn guard<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        text.unwrap_or("unknown panic").chars().take(200).collect()
+    })
+}
