@@ -10,7 +10,7 @@ use llguidance::toktrie::{TokEnv, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
-use super::grammar::{Grammar, GrammarError, schema};
+use super::grammar::{Grammar, GrammarError, JSON_SPACE, schema};
 use crate::reasoning::ReasoningMarks;
 
 /// Stack of the compiling thread. Pages that are not touched cost nothing.
@@ -98,12 +98,10 @@ fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
     })
 }
 
-/// The compiler reads its options from the schema, which is a stranger's: ours replace them. Space
-/// between tokens of JSON is bounded, since models that lose the thread are known to fill an answer
-/// with it; the bound leaves room for the indentation of the deepest schema.
+/// The compiler reads its options from the schema, which is a stranger's: ours replace them.
 fn with_options(mut schema: Value) -> Value {
     if let Some(fields) = schema.as_object_mut() {
-        fields.insert("x-guidance".into(), json!({"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,128}"}));
+        fields.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_SPACE}));
     }
     schema
 }

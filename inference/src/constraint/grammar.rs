@@ -16,6 +16,9 @@ pub const MAX_GRAMMAR_BYTES: usize = 64 * 1024;
 pub const MAX_REGEX_BYTES: usize = 4 * 1024;
 /// Deepest nesting of a schema, in levels of JSON; a level of the answer takes two or three.
 pub const MAX_SCHEMA_DEPTH: usize = 64;
+/// Space between the parts of JSON: as people and printers write it, on one line or indented. A weak model that may
+/// write any space at all goes on with it to the end of its answer.
+pub(crate) const JSON_SPACE: &str = r"\x20|\x0A(\x20{0,16}|\x09{0,4})";
 /// Most texts to choose from.
 pub const MAX_CHOICES: usize = 256;
 /// Most `$ref`s. Each may be resolved inside another, and every level takes a little stack.

@@ -27,6 +27,7 @@ mod state;
 #[cfg(feature = "engine")]
 mod vocabulary;
 
+pub(crate) use grammar::JSON_SPACE;
 pub use grammar::{Grammar, GrammarError, MAX_CHOICES, MAX_GRAMMAR_BYTES, MAX_REGEX_BYTES, MAX_SCHEMA_DEPTH};
 #[cfg(feature = "engine")]
 pub use state::{Constraint, ConstraintError};

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::{ToolChoice, ToolDefinition, ToolFormat};
-use crate::constraint::{Grammar, GrammarError};
+use crate::constraint::{Grammar, GrammarError, JSON_SPACE};
 
 /// What the answer must be under this choice, or nothing if it may be anything. With `parallel`, several
 /// calls may follow each other where not one function is named.
@@ -58,7 +58,7 @@ fn arguments(tool: &ToolDefinition) -> Value {
     if let Some(fields) = schema.as_object_mut() {
         // A function's arguments are an object, even where the schema forgets to say so.
         fields.entry("type").or_insert_with(|| "object".into());
-        fields.insert("x-guidance".into(), json!({"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,128}"}));
+        fields.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_SPACE}));
     }
     schema
 }

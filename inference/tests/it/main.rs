@@ -13,4 +13,6 @@ mod parity;
 #[cfg(feature = "engine")]
 mod runner;
 #[cfg(feature = "engine")]
+mod structure;
+#[cfg(feature = "engine")]
 mod testkit;

@@ -23,9 +23,9 @@ pub const MAX_BATCH: usize = 256;
 /// Tokens in one message.
 pub const MAX_TOKENS: usize = 1024;
 
-/// 2 brought the sampling options and log-probabilities. The enclave's first message says which version it
+/// 2 brought the sampling options and log-probabilities, 3 the structure of requests and answers. The enclave's first message says which version it
 /// speaks, so an older peer leaves with a typed error before a request is sent or paid.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Asker → enclave.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
