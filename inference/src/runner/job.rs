@@ -74,6 +74,8 @@ pub(super) struct Job {
     /// Tokens that were not handed over yet, and since when.
     tokens: Vec<Token>,
     held_since: Option<Instant>,
+    /// Its last event, to be handed over once its place is free.
+    end: Option<Event>,
     /// When its last token was made, unless it waited for its asker since.
     last: Option<Instant>,
     /// Time spent on tokens after the first, and how many they are, for the speed estimate.
@@ -97,6 +99,7 @@ impl Job {
             usage: Usage { prompt_tokens, ..Usage::default() },
             tokens: Vec::new(),
             held_since: None,
+            end: None,
             last: None,
             streamed: (Duration::ZERO, 0),
         }
@@ -173,16 +176,23 @@ impl Job {
         });
     }
 
-    pub(super) fn fail(&mut self, why: String) {
-        self.flush();
-        self.sink.event(Event::Failed(why));
+    pub(super) fn fail(&mut self, why: impl Into<String>) {
+        self.end = Some(Event::Failed(why.into()));
     }
 
     fn finish(&mut self, reason: FinishReason) {
-        self.flush();
         // Held text that the asker did not wait for is of no use.
         let text = if reason == FinishReason::Cancelled { String::new() } else { self.answer.finish() };
-        self.sink.event(Event::Finished { reason, text, usage: self.usage });
+        self.end = Some(Event::Finished { reason, text, usage: self.usage });
+    }
+
+    /// Hands over what is left, and its last event. Its place is free by now, so that whoever hears of the end may
+    /// take it.
+    pub(super) fn close(&mut self) {
+        self.flush();
+        if let Some(end) = self.end.take() {
+            self.sink.event(end);
+        }
     }
 
     /// Tokens per second of the stream after its first token.

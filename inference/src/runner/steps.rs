@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::job::{Event, Job, Sink, Slot, Then};
+use super::job::{Job, Sink, Slot, Then};
 use super::prepare::cancellation;
 use super::{Shared, State};
 use crate::engine::{EngineError, Executor, Logits};
@@ -54,7 +54,10 @@ impl Steps<'_> {
             for leaving in leaving {
                 match leaving {
                     Leaving::Sink(mut sink) => sink.event(cancellation()),
-                    Leaving::Job(mut job, ended) => job.over(ended.over),
+                    Leaving::Job(mut job, ended) => {
+                        job.over(ended.over);
+                        job.close();
+                    }
                 }
             }
             // Whoever held a block is gone, or gives it to somebody else: in either case before the next step.
@@ -173,7 +176,7 @@ impl Steps<'_> {
             let Some(job) = self.jobs.get_mut(&run.job) else { continue };
             let row = logits.row(row);
             let then = catch_unwind(AssertUnwindSafe(|| job.step(row, now))).unwrap_or_else(|_| {
-                job.sink.event(Event::Failed("the engine broke off unexpectedly; ask another worker".into()));
+                job.fail("the engine broke off unexpectedly; ask another worker");
                 Then::Over
             });
             match then {
@@ -216,7 +219,10 @@ impl Steps<'_> {
         }
         drop(state);
         for id in over {
-            self.speed = self.jobs.remove(id).and_then(|job| job.speed()).or(self.speed);
+            if let Some(mut job) = self.jobs.remove(id) {
+                self.speed = job.speed().or(self.speed);
+                job.close();
+            }
             self.forget(*id);
         }
         for id in waits {
