@@ -9,7 +9,8 @@
 //!
 //! The second half, behind the feature `engine`, loads an ordinary Hugging Face checkpoint
 //! directory ([`checkpoint`]) into a decoder written in burn ([`decoder`]: Qwen3, Llama, Mistral,
-//! Gemma 3), and runs it ([`engine`], [`runner`]). [`train`] makes the model that is built in ([`embedded`]).
+//! Gemma 3), and runs it ([`engine`], [`runner`]). [`embedder`] makes vectors of texts, with a checkpoint of the
+//! BERT class. [`train`] makes the model that is built in ([`embedded`]).
 //!
 //! Two rules hold everywhere, because an answer may be continued by another worker:
 //!
@@ -39,6 +40,8 @@ pub mod checkpoint;
 pub mod decoder;
 #[cfg(feature = "engine")]
 pub mod embedded;
+#[cfg(feature = "engine")]
+pub mod embedder;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
@@ -74,5 +77,7 @@ pub mod limits {
     pub use crate::tokens::{LOWEST_LOGPROB, MAX_PIECE_BYTES};
 }
 
+#[cfg(feature = "engine")]
+pub use embedder::{EmbedError, Embedder, Embedding};
 #[cfg(feature = "engine")]
 pub use engine::{BurnEngine, Completion, EchoEngine, Engine, EngineError, LoadError, Paced, complete};

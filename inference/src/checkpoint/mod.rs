@@ -8,6 +8,8 @@
 //! tokenizer_config.json          chat template  → messages → prompt text            (template)
 //! ```
 //!
+//! What an [`embedder`](crate::embedder) reads beside these is said there.
+//!
 //! Every file is read once into memory, hashed there, and parsed from the same bytes: whoever owns
 //! the disk cannot show one file to the hash and another to the parser. (A memory map would, and a
 //! truncated map kills the process.) The manifest's digest is compared before anything else is
@@ -17,28 +19,27 @@
 //! every product, which costs more than the memory it saves.
 
 mod config;
+mod files;
 mod template;
 mod tensors;
 mod tokenizer;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 pub use config::{ConfigError, ModelConfig, parse_config, parse_dimensions};
+pub(crate) use config::{Fields, MAX_PARAMETERS};
+pub(crate) use files::{Files, read_config};
 pub use template::{ChatTemplate, Prompt, TemplateError};
 pub use tensors::{INDEX_FILE, TensorError, Tensors};
 pub use tokenizer::{TextTokenizer, TokenizerError};
 
 use crate::ModelDigest;
-use crate::manifest::{self, Manifest, ManifestError};
+use crate::manifest::{Manifest, ManifestError};
 
 /// Largest `config.json`; a real one has about a kilobyte.
 pub const MAX_CONFIG_BYTES: u64 = 256 * 1024;
 /// Largest tokenizer file; Gemma 3's has 33 MB. The index of the shards stays far below.
 pub const MAX_TOKENIZER_BYTES: u64 = 64 * 1024 * 1024;
-/// Room for a weight file's header and for tensors that are not used, beside the weights themselves.
-const WEIGHT_SLACK_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Why a checkpoint cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,14 @@ pub enum LoadError {
     /// The chat template.
     #[error("chat template: {0}")]
     Template(#[from] TemplateError),
+    /// A file that says what becomes of an encoder's output.
+    #[error("{file}: {why}")]
+    Module {
+        /// Its name.
+        file: &'static str,
+        /// What is wrong in it.
+        why: ConfigError,
+    },
     /// The backend failed while taking the weights.
     #[error("the backend could not take the weights: {0}")]
     Backend(String),
@@ -104,17 +113,8 @@ impl Checkpoint {
         expected: Option<&ModelDigest>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        let opened =
-            read_dir(dir, progress).and_then(|files| Self::from_files(folder_name(dir), files, expected));
-        match (opened, expected) {
-            // Whatever is wrong inside a file, that it is not the expected file is the better
-            // answer.
-            (Err(error), Some(digest)) if !matches!(error, LoadError::Manifest(_)) => {
-                manifest::verify_digest(dir, digest)?;
-                Err(error)
-            }
-            (opened, _) => opened,
-        }
+        let parameters = |config: &[u8]| Ok(parse_dimensions(config)?.parameters());
+        Files::open(dir, expected, parameters, progress, Self::parse)
     }
 
     /// Parses files that are in memory already. Those that no engine reads are ignored.
@@ -123,74 +123,15 @@ impl Checkpoint {
         files: Vec<(String, Vec<u8>)>,
         expected: Option<&ModelDigest>,
     ) -> Result<Self, LoadError> {
-        let files: Vec<_> = files.into_iter().filter(|(name, _)| manifest::is_model_file(name)).collect();
-        let manifest = Manifest::of_files(files.iter().map(|(n, b)| (n.as_str(), b.as_slice())));
-        if let Some(digest) = expected {
-            manifest::expect(&manifest, digest)?;
-        }
-        let find = |wanted: &str| files.iter().find(|(n, _)| n == wanted).map(|(_, b)| b.as_slice());
-        let need = |wanted: &'static str| find(wanted).ok_or(LoadError::Missing { name: wanted });
-        let config = parse_config(need("config.json")?, find("generation_config.json"))?;
-        let tokenizer = TextTokenizer::parse(need("tokenizer.json")?, config.dimensions.vocab_size)?;
-        let template = ChatTemplate::parse(find("tokenizer_config.json"), find("chat_template.jinja"))?;
-        let index = find(INDEX_FILE).map(<[u8]>::to_vec);
-        let weights = files.into_iter().filter(|(n, _)| n.ends_with(".safetensors")).collect();
-        let tensors = Tensors::parse(weights, index.as_deref())?;
-        Ok(Self { name, config, tensors, tokenizer, template, manifest })
+        Self::parse(Files::new(name, files, expected)?)
     }
-}
 
-fn folder_name(dir: &Path) -> String {
-    let resolved = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    let name = resolved.file_name().and_then(|n| n.to_str()).unwrap_or("model");
-    name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(96).collect()
-}
-
-fn read_dir(dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
-    let names = manifest::model_files(dir)?;
-    let mut total = 0;
-    let mut sizes = Vec::new();
-    for name in &names {
-        let size = std::fs::metadata(dir.join(name)).map_err(|e| io(dir, name, e))?.len();
-        total += size;
-        sizes.push(size);
+    fn parse(files: Files) -> Result<Self, LoadError> {
+        let config = parse_config(files.need("config.json")?, files.find("generation_config.json"))?;
+        let tokenizer = TextTokenizer::parse(files.need("tokenizer.json")?, config.dimensions.vocab_size)?;
+        let template =
+            ChatTemplate::parse(files.find("tokenizer_config.json"), files.find("chat_template.jinja"))?;
+        let (name, manifest) = (files.name.clone(), files.manifest.clone());
+        Ok(Self { name, config, tensors: files.into_tensors()?, tokenizer, template, manifest })
     }
-    // The configuration first: it bounds everything else.
-    let config = read(dir, "config.json", MAX_CONFIG_BYTES)?;
-    let weights = parse_dimensions(&config)?.parameters().saturating_mul(4);
-    let mut room = weights.saturating_add(WEIGHT_SLACK_BYTES);
-    let mut done = 0;
-    let mut files = Vec::new();
-    for (name, size) in names.into_iter().zip(sizes) {
-        progress(done, total);
-        let bytes = match name.as_str() {
-            "config.json" => config.clone(),
-            n if n.ends_with(".safetensors") => {
-                let bytes = read(dir, &name, room)?;
-                room -= bytes.len() as u64;
-                bytes
-            }
-            _ => read(dir, &name, MAX_TOKENIZER_BYTES)?,
-        };
-        done += size;
-        files.push((name, bytes));
-    }
-    progress(done, total);
-    Ok(files)
-}
-
-fn read(dir: &Path, name: &str, limit: u64) -> Result<Vec<u8>, LoadError> {
-    let file = File::open(dir.join(name)).map_err(|e| io(dir, name, e))?;
-    let found = file.metadata().map_err(|e| io(dir, name, e))?.len();
-    if found > limit {
-        return Err(LoadError::TooLarge { name: name.to_owned(), found, limit });
-    }
-    let mut bytes = Vec::with_capacity(found as usize);
-    // The file may grow while it is read.
-    file.take(limit).read_to_end(&mut bytes).map_err(|e| io(dir, name, e))?;
-    Ok(bytes)
-}
-
-fn io(dir: &Path, name: &str, source: std::io::Error) -> LoadError {
-    ManifestError::Io { path: dir.join(name).display().to_string(), source }.into()
 }

@@ -166,6 +166,11 @@ impl Tensors {
         Ok(Self { files, tensors, sharded })
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The tensor of this name, which must have this shape, as f32.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TensorError> {
         let name = || name.to_owned();

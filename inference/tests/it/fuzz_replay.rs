@@ -107,3 +107,15 @@ fn hf_config() {
 fn shard_index() {
     replay("shard_index", fuzz::shard_index);
 }
+
+#[cfg(feature = "engine")]
+#[test]
+fn encoder_config() {
+    replay("encoder_config", fuzz::encoder_config);
+}
+
+#[cfg(feature = "engine")]
+#[test]
+fn embedder_modules() {
+    replay("embedder_modules", fuzz::embedder_modules);
+}

@@ -7,6 +7,8 @@ mod golden;
 #[cfg(feature = "engine")]
 mod checkpoint;
 #[cfg(feature = "engine")]
+mod embedder;
+#[cfg(feature = "engine")]
 mod generation;
 #[cfg(feature = "engine")]
 mod parity;
