@@ -19,8 +19,11 @@ fn load(dir: &Path) -> Embedder {
     Embedder::load(dir, None, &mut |_, _| ()).unwrap()
 }
 
+/// A file and what becomes of it.
+type Change<'a> = (&'a str, &'a dyn Fn(Vec<u8>) -> Vec<u8>);
+
 /// A copy of a fixture's model files, with some of them changed or, where nothing is left, removed.
-fn changed(name: &str, changes: &[(&str, &dyn Fn(Vec<u8>) -> Vec<u8>)]) -> tempfile::TempDir {
+fn changed(name: &str, changes: &[Change<'_>]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
     let files =
@@ -228,7 +231,7 @@ fn data(bytes: &[u8]) -> usize {
     8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize
 }
 
-fn error(changes: &[(&str, &dyn Fn(Vec<u8>) -> Vec<u8>)]) -> String {
+fn error(changes: &[Change<'_>]) -> String {
     let dir = changed("bert", changes);
     Embedder::load(dir.path(), None, &mut |_, _| ()).unwrap_err().to_string()
 }

@@ -24,11 +24,11 @@ pub enum EngineLoadError {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        why: LoadError,
+        why: Box<LoadError>,
     },
     /// The model inside this executable.
     #[error("the embedded model cannot be loaded; this executable is damaged, install it again")]
-    Embedded(#[source] LoadError),
+    Embedded(#[source] Box<LoadError>),
     /// The engine.
     #[error("the engine cannot start; lower `model.cache_mib` or `engine.slots`, or free memory")]
     Engine(#[source] EngineError),
@@ -96,7 +96,7 @@ fn limits(config: &EnclaveConfig) -> RunnerLimits {
 fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
     let directory = &config.model.directory;
     if directory.as_os_str().is_empty() {
-        return BurnEngine::embedded().map_err(EngineLoadError::Embedded);
+        return BurnEngine::embedded().map_err(|why| EngineLoadError::Embedded(Box::new(why)));
     }
     checkpoint(directory, config.engine.precision, expected)
 }
@@ -115,7 +115,7 @@ fn checkpoint(
         }
     };
     let engine = BurnEngine::load_as(directory, precision, expected, &mut progress)
-        .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why })?;
+        .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why: Box::new(why) })?;
     if precision != Precision::F32 {
         let error = engine.rounding_error();
         tracing::info!(%precision, max = error.max, rms = error.rms, "rounded the model's weights");

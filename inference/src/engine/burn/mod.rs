@@ -183,7 +183,7 @@ fn count(n: usize) -> u32 {
 fn host(logits: Tensor<2>) -> Vec<f32> {
     let data = logits.into_data();
     // Nothing but f32 comes here, and so nothing is copied.
-    data.into_vec::<f32>().unwrap_or_default()
+    data.try_into_vec::<f32>().unwrap_or_default()
 }
 
 /// burn reports errors by panicking (an allocation that fails, say). One request must not take the
