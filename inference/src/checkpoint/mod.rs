@@ -81,8 +81,8 @@ pub enum LoadError {
     Module {
         /// Its name.
         file: &'static str,
-        /// What is wrong in it.
-        why: ConfigError,
+        /// What is wrong in it. Boxed, since it and a name would make every result of loading larger.
+        why: Box<ConfigError>,
     },
     /// The backend failed while taking the weights.
     #[error("the backend could not take the weights: {0}")]

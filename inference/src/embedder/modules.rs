@@ -35,7 +35,7 @@ impl Recipe {
         positions: usize,
     ) -> Result<Self, LoadError> {
         let need = |name| find(name).ok_or(LoadError::Missing { name });
-        let of = |file| move |why| LoadError::Module { file, why };
+        let of = |file| move |why| LoadError::Module { file, why: Box::new(why) };
         let normalise = normalises(need(MODULES_FILE)?).map_err(of(MODULES_FILE))?;
         let pooling = pooling(need(POOLING_FILE)?, hidden_size).map_err(of(POOLING_FILE))?;
         if let Some(prompts) = find(PROMPTS_FILE) {

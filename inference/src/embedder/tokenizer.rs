@@ -45,7 +45,7 @@ impl EncoderTokenizer {
                 format!("above {added}, the number of tokens that the tokenizer adds to every text");
             let field = "max_seq_length".to_owned();
             let why = ConfigError::Value { field, found: max_tokens.to_string(), expected };
-            return Err(LoadError::Module { file: super::modules::ENCODER_FILE, why });
+            return Err(LoadError::Module { file: super::modules::ENCODER_FILE, why: Box::new(why) });
         }
         let cut = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
         inner.with_truncation(Some(cut)).map_err(|e| json(&e))?;
