@@ -104,7 +104,7 @@ pub(super) enum Panels {
     Int8(Vec<Weights>),
 }
 
-/// A weight of shape `[out, in]` for [`matmul`](super::matmul).
+/// A weight of shape `[out, in]` for [`matmul`](super::matmul()).
 ///
 /// Weights that multiply the same rows are best stacked into one matrix (queries, keys and values; gate and
 /// up): their outputs then lie side by side.

@@ -18,8 +18,8 @@
 //!
 //! | what | order |
 //! |---|---|
-//! | [`matmul`], `F32` and `F16` | `s = 0; for k in 0..in { s = fma(x[k], w[k], s) }` |
-//! | [`matmul`], `Int8` | `s = 0; for g in groups of 32 { s = fma(Σ xq · wq, xs[g] · ws[g], s) }`, the inner sum in integers and exact, the product of scales rounded |
+//! | [`matmul()`], `F32` and `F16` | `s = 0; for k in 0..in { s = fma(x[k], w[k], s) }` |
+//! | [`matmul()`], `Int8` | `s = 0; for g in groups of 32 { s = fma(Σ xq · wq, xs[g] · ws[g], s) }`, the inner sum in integers and exact, the product of scales rounded |
 //! | [`norm`] | lane `l` sums the squares of `x[l], x[l + 16], …` by fma; the tree; then `(x · r) · w`, `r = 1 / sqrt(sum / n + eps)` |
 //! | [`layer_norm`] | lane `l` sums `x[l], x[l + 16], …`, then the squares of what differs from the mean by fma; the tree each time; then `fma((x - mean) · r, w, b)` |
 //! | [`rope`] | `fma(a, cos, -(b · sin))`, `fma(a, sin, b · cos)` |

@@ -5,7 +5,7 @@
 //! a job that waits for money costs nothing but its memory. The [`scheduler`](crate::scheduler) decides what is
 //! computed (a pure state machine); this module owns the threads, the answers and the sinks.
 //!
-//! Requests are checked and tokenised on threads of their own ([`prepare`]). One thread computes ([`steps`]): each
+//! Requests are checked and tokenised on threads of their own (`prepare`). One thread computes (`steps`): each
 //! step makes one token for every job that may have one, and reads a piece of the prompts of others. Tokens go to the
 //! sink in events of a few milliseconds, so that a fast engine does not wake the consumer once per token; only the
 //! very first token of an answer, and the last before it has to be paid on, are handed over at once.
