@@ -75,6 +75,9 @@ pub enum LoadError {
     /// The chat template.
     #[error("chat template: {0}")]
     Template(#[from] TemplateError),
+    /// The device cannot take the model.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
     /// The backend failed while taking the weights.
     #[error("the backend could not take the weights: {0}")]
     Backend(String),

@@ -41,3 +41,8 @@ pub use cache::KvCache;
 pub use config::{Attention, DecoderConfig, Family, Gate, RopeScaling, Rotary};
 pub use model::Decoder;
 pub use serving::ServingDecoder;
+
+#[cfg(feature = "gpu")]
+pub(crate) use rope::frequencies;
+#[cfg(feature = "gpu")]
+pub(crate) use weights::{LayerParts, Make, Parts, Role, read};

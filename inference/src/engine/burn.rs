@@ -4,15 +4,13 @@
 //! depend on the chunk it is in, so a resumed request's `prefix` is read like a prompt, and the continuation is
 //! bit for bit what the first worker would have computed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
-
+use super::model::{Cache, Model};
 use super::{Engine, EngineError, Generation, LoadError, Sampler, Step, logprobs::logprobs};
 use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer, TokenizerError};
-use crate::decoder::{KvCache, ServingDecoder};
+use crate::device::{DeviceError, DeviceLimits, Processor};
 use crate::kernels::{Precision, RoundingError};
 use crate::manifest::Manifest;
 use crate::text::TextStream;
@@ -32,7 +30,7 @@ pub struct BurnEngine {
 struct Shared {
     info: ModelInfo,
     config: ModelConfig,
-    model: ServingDecoder,
+    model: Model,
     tokenizer: TextTokenizer,
     template: ChatTemplate,
     manifest: Manifest,
@@ -57,23 +55,42 @@ impl BurnEngine {
         expected: Option<ModelDigest>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?, precision)
+        Self::load_on(dir, Processor::Cpu, precision, expected, progress)
+    }
+
+    /// The same, on a device that was [found](crate::device::DeviceChoice::resolve).
+    pub fn load_on(
+        dir: &Path,
+        processor: Processor,
+        precision: Precision,
+        expected: Option<ModelDigest>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?, processor, precision)
     }
 
     /// Loads the model that is built into the program.
     pub fn embedded() -> Result<Self, LoadError> {
+        Self::embedded_on(Processor::Cpu)
+    }
+
+    /// The same, on a device that was [found](crate::device::DeviceChoice::resolve).
+    pub fn embedded_on(processor: Processor) -> Result<Self, LoadError> {
         let files = crate::embedded::files();
         let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
         let checkpoint = Checkpoint::from_files(crate::embedded::NAME.to_owned(), files, None)?;
-        Self::from_checkpoint(checkpoint, Precision::F32)
+        Self::from_checkpoint(checkpoint, processor, Precision::F32)
     }
 
-    fn from_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Result<Self, LoadError> {
+    fn from_checkpoint(
+        checkpoint: Checkpoint,
+        processor: Processor,
+        precision: Precision,
+    ) -> Result<Self, LoadError> {
         let Checkpoint { name, config, tensors, tokenizer, template, manifest } = checkpoint;
         let dimensions = config.dimensions.clone();
-        let fetch = |name: &str, shape: &[usize]| tensors.get(name, shape);
-        let model = guard(|| ServingDecoder::from_tensors(dimensions, precision, fetch))
-            .map_err(LoadError::Backend)??;
+        let model =
+            Model::load(processor, dimensions, precision, |name, shape| Ok(tensors.get(name, shape)?))?;
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let info = ModelInfo {
             name,
@@ -81,7 +98,7 @@ impl BurnEngine {
             context: count(config.dimensions.max_position_embeddings),
             parameters: config.dimensions.parameters(),
             family: config.dimensions.family.name().into(),
-            quantisation: precision.name().into(),
+            quantisation: model.quantisation(precision).into(),
         };
         let shared = Shared { info, config, model, tokenizer, template, manifest };
         Ok(Self { shared: Arc::new(shared) })
@@ -117,12 +134,14 @@ impl BurnEngine {
         self.shared.model.layer_weights()
     }
 
+    /// What the GPU that serves can do at most, measured now; `None` on a processor.
+    pub fn device_limits(&self) -> Option<Result<DeviceLimits, DeviceError>> {
+        self.shared.model.limits()
+    }
+
     /// An empty sequence with room for `capacity` tokens.
     pub fn sequence(&self, capacity: usize) -> TokenSequence {
-        TokenSequence {
-            shared: Arc::clone(&self.shared),
-            cache: KvCache::new(self.shared.model.config(), capacity),
-        }
+        TokenSequence { shared: Arc::clone(&self.shared), cache: self.shared.model.cache(capacity) }
     }
 
     /// Logits after each token of a sequence, computed `chunk` tokens at a time. The chunks do not change a bit of
@@ -130,11 +149,10 @@ impl BurnEngine {
     pub fn logits(&self, ids: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>, RequestError> {
         self.shared.check_ids("ids", ids)?;
         let model = &self.shared.model;
-        let mut cache = KvCache::new(model.config(), ids.len());
+        let mut cache = model.cache(ids.len());
         let mut all = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(chunk.max(1)) {
-            let logits = guard(|| host(model.forward(chunk, &mut cache)));
-            let logits = logits.map_err(|e| RequestError::invalid("ids", e))?;
+            let logits = model.each(chunk, &mut cache).map_err(|e| RequestError::invalid("ids", e))?;
             all.extend(logits.chunks(logits.len() / chunk.len()).map(<[f32]>::to_vec));
         }
         Ok(all)
@@ -146,7 +164,7 @@ impl BurnEngine {
 #[derive(Debug)]
 pub struct TokenSequence {
     shared: Arc<Shared>,
-    cache: KvCache,
+    cache: Cache,
 }
 
 impl TokenSequence {
@@ -160,7 +178,7 @@ impl TokenSequence {
         }
         let mut last = Vec::new();
         for chunk in ids.chunks(PREFILL_CHUNK) {
-            let logits = guard(|| host(self.shared.model.forward_last(chunk, &mut self.cache)));
+            let logits = self.shared.model.last(chunk, &mut self.cache);
             last = logits.map_err(|e| RequestError::invalid("ids", e))?;
         }
         Ok(last)
@@ -268,7 +286,7 @@ struct BurnGeneration {
     /// Prompt and prefix.
     prompt_tokens: u32,
     /// Allocated by the first step, so that an answer that nobody pays for costs no memory.
-    cache: Option<KvCache>,
+    cache: Option<Cache>,
     sampler: Sampler,
     /// The request's, beside the model's own.
     stop_token_ids: Vec<u32>,
@@ -283,13 +301,13 @@ struct BurnGeneration {
 
 impl BurnGeneration {
     /// Feeds the next tokens to the model. The last one's logits, once nothing is left to feed.
-    fn advance(&mut self) -> Option<Vec<f32>> {
+    fn advance(&mut self) -> Result<Option<Vec<f32>>, String> {
         let Self { shared, ids, cache, prompt, .. } = self;
-        let cache = cache.get_or_insert_with(|| KvCache::new(shared.model.config(), *prompt + self.limit));
+        let cache = cache.get_or_insert_with(|| shared.model.cache(*prompt + self.limit));
         let from = cache.len();
         let to = (from + PREFILL_CHUNK).min(ids.len());
-        let logits = shared.model.forward_last(&ids[from..to], cache);
-        (to == ids.len()).then(|| host(logits))
+        let logits = shared.model.last(&ids[from..to], cache)?;
+        Ok((to == ids.len()).then_some(logits))
     }
 }
 
@@ -306,8 +324,8 @@ impl Generation for BurnGeneration {
             return Ok(Step::Finished { reason, text: self.text.finish() });
         }
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let Some(mut logits) = guard(|| self.advance()).map_err(EngineError::Backend)? else {
-            let done = count(self.cache.as_ref().map_or(0, KvCache::len));
+        let Some(mut logits) = self.advance().map_err(EngineError::Backend)? else {
+            let done = count(self.cache.as_ref().map_or(0, Cache::len));
             return Ok(Step::Prefilling { done, total: self.prompt_tokens });
         };
         let position = self.ids.len() - self.prompt;
@@ -331,19 +349,4 @@ impl Generation for BurnGeneration {
     fn at_end(&self) -> bool {
         self.ended || self.text.stopped() || self.ids.len() - self.prompt >= self.limit
     }
-}
-
-fn host(logits: Tensor<2>) -> Vec<f32> {
-    let data = logits.into_data();
-    data.as_slice::<f32>().map_or_else(|_| data.iter::<f32>().collect(), <[f32]>::to_vec)
-}
-
-/// burn reports errors by panicking (an allocation that fails, say). One request must not take the
-/// worker down, so a panic becomes an error of that request.
-fn guard<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        text.unwrap_or("unknown panic").chars().take(200).collect()
-    })
 }

@@ -12,6 +12,7 @@
 mod burn;
 mod echo;
 mod logprobs;
+mod model;
 mod paced;
 mod sampler;
 

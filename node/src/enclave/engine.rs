@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cocoon_inference::device::{DeviceError, Processor};
 use cocoon_inference::kernels::Precision;
 use cocoon_inference::runner::{Runner, RunnerLimits};
 use cocoon_inference::{BurnEngine, EchoEngine, Engine, LoadError, ModelInfo, Paced};
@@ -25,6 +26,15 @@ pub enum EngineLoadError {
         /// What is wrong with it.
         #[source]
         why: LoadError,
+    },
+    /// The device that the configuration names.
+    #[error("the configuration key `model.device` says \"{device}\"")]
+    Device {
+        /// The device.
+        device: String,
+        /// Why it cannot be used.
+        #[source]
+        why: DeviceError,
     },
     /// The model inside this executable.
     #[error("the embedded model cannot be loaded; this executable is damaged, install it again")]
@@ -93,15 +103,19 @@ fn limits(settings: &EngineConfig, threads: usize) -> RunnerLimits {
 }
 
 fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
+    let device = config.model.device;
+    let processor =
+        device.resolve().map_err(|why| EngineLoadError::Device { device: device.to_string(), why })?;
     let directory = &config.model.directory;
     if directory.as_os_str().is_empty() {
-        return BurnEngine::embedded().map_err(EngineLoadError::Embedded);
+        return BurnEngine::embedded_on(processor).map_err(EngineLoadError::Embedded);
     }
-    checkpoint(directory, config.model.precision, expected)
+    checkpoint(directory, processor, config.model.precision, expected)
 }
 
 fn checkpoint(
     directory: &Path,
+    processor: Processor,
     precision: Precision,
     expected: Option<[u8; 32]>,
 ) -> Result<BurnEngine, EngineLoadError> {
@@ -113,7 +127,7 @@ fn checkpoint(
             tracing::debug!(percent = now * 10, "loading the model");
         }
     };
-    let engine = BurnEngine::load_as(directory, precision, expected, &mut progress)
+    let engine = BurnEngine::load_on(directory, processor, precision, expected, &mut progress)
         .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why })?;
     if precision != Precision::F32 {
         let error = engine.rounding_error();

@@ -4,6 +4,8 @@
 //!   which all threads together read as many bytes.
 //! * *Prefill*: a prompt in the engine's chunks. The limit is the speed of products whose weights stay in the cache
 //!   of each core.
+//!
+//! On a GPU the limits are those of its memory and of its matrix units.
 
 // A shell: measuring is what it is for.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
@@ -17,6 +19,7 @@ use std::{
 use clap::Args as ClapArgs;
 use cocoon_inference::{
     BurnEngine, Engine as _,
+    device::DeviceChoice,
     kernels::{Matrix, Precision, matmul},
 };
 use serde::Serialize;
@@ -31,6 +34,9 @@ pub(in crate::cli) struct Args {
     /// How the weights are kept, one row each: f32, f16, int8
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     precision: Vec<Precision>,
+    /// Where it runs: cpu, cuda, cuda:N or auto
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 641)]
     prompt: usize,
@@ -73,7 +79,7 @@ pub(in crate::cli) fn run(args: &Args) -> anyhow::Result<()> {
     let mut name = String::new();
     for &precision in &args.precision {
         let started = Instant::now();
-        let engine = load_or_embedded(args.folder.as_deref(), precision)?;
+        let engine = load_or_embedded(args.folder.as_deref(), args.device, precision)?;
         let load_s = started.elapsed().as_secs_f64();
         name = format!("{} ({} parameters)", engine.info().name, engine.info().parameters);
         let bar = output::spinner(format!("measuring {precision}"));
@@ -137,7 +143,13 @@ fn measure(engine: &BurnEngine, precision: Precision, load_s: f64, args: &Args) 
         }
         decode.push(tokens as f64 / started.elapsed().as_secs_f64());
     }
-    let read = read_limit(engine.weight_bytes());
+    let operations = 2.0 * engine.layer_weights() as f64;
+    let (read, product) = match engine.device_limits().transpose()? {
+        Some(limits) => {
+            (limits.read_bytes / engine.weight_bytes() as f64, limits.product_operations / operations)
+        }
+        None => (read_limit(engine.weight_bytes()), product_limit(precision) / operations),
+    };
     let error = engine.rounding_error();
     Ok(Row {
         precision,
@@ -145,7 +157,7 @@ fn measure(engine: &BurnEngine, precision: Precision, load_s: f64, args: &Args) 
         load_s,
         rounding_max: error.max,
         rounding_rms: error.rms,
-        prefill: speed(prefill, product_limit(precision) / (2.0 * engine.layer_weights() as f64)),
+        prefill: speed(prefill, product),
         decode: speed(decode, read),
         decode_after_prompt: speed(after, read),
     })
