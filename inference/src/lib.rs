@@ -39,6 +39,8 @@ pub mod checkpoint;
 #[cfg(feature = "engine")]
 pub mod decoder;
 #[cfg(feature = "engine")]
+pub mod device;
+#[cfg(feature = "engine")]
 pub mod embedded;
 #[cfg(feature = "engine")]
 pub mod embedder;

@@ -84,6 +84,9 @@ pub enum LoadError {
         /// What is wrong in it. Boxed, since it and a name would make every result of loading larger.
         why: Box<ConfigError>,
     },
+    /// The device cannot take the model.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
     /// The backend failed while taking the weights.
     #[error("the backend could not take the weights: {0}")]
     Backend(String),

@@ -43,3 +43,8 @@ pub use config::{Attention, DecoderConfig, Family, Gate, RopeScaling, Rotary};
 pub use model::Decoder;
 pub use serving::ServingDecoder;
 pub(crate) use serving::Spot;
+
+#[cfg(feature = "gpu")]
+pub(crate) use rope::frequencies;
+#[cfg(feature = "gpu")]
+pub(crate) use weights::{LayerParts, Make, Parts, Role, read};

@@ -10,7 +10,7 @@ use rayon::ThreadPool;
 use super::ops::{HeadSpec, attention, gated, linear, rms_norm};
 use super::rope::frequencies;
 use super::view::first_key;
-use super::weights::{LayerParts, Make, Parts, read};
+use super::weights::{LayerParts, Make, Parts, Role, read};
 use super::{DecoderConfig, KvCache};
 use crate::kernels::attention::Row;
 use crate::kernels::rope::Rope;
@@ -46,11 +46,11 @@ impl Make for Pack {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
 
-    fn matrix(&self, values: Vec<f32>, [rows, columns]: [usize; 2]) -> Matrix {
+    fn matrix(&self, _: Role, values: Vec<f32>, [rows, columns]: [usize; 2]) -> Matrix {
         Matrix::from_slice(rows, columns, self.0, &values)
     }
 
-    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
+    fn vector(&self, _: Role, values: Vec<f32>) -> Vec<f32> {
         values
     }
 }

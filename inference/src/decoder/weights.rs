@@ -51,56 +51,73 @@ pub fn layout(config: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
     all
 }
 
+/// What a matrix multiplies, or a vector is added to or multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Rows of the embedding table or of the output projection.
+    Vocabulary,
+    /// The residual stream: the norms of its values, and what is added to them.
+    Stream,
+    /// Query, key and value heads, from the residual stream.
+    Projections,
+    /// Heads, back to the residual stream.
+    AttentionOutput,
+    /// The feed-forward layer and its gate, from the residual stream.
+    GateUp,
+    /// The feed-forward layer, back to the residual stream.
+    Down,
+}
+
 /// What a decoder makes of the values of a tensor.
-pub(super) trait Make {
+pub(crate) trait Make {
     /// A weight.
     type Matrix;
     /// A norm or a bias.
     type Vector;
 
-    fn matrix(&self, values: Vec<f32>, shape: [usize; 2]) -> Self::Matrix;
-    fn vector(&self, values: Vec<f32>) -> Self::Vector;
+    fn matrix(&self, role: Role, values: Vec<f32>, shape: [usize; 2]) -> Self::Matrix;
+    fn vector(&self, role: Role, values: Vec<f32>) -> Self::Vector;
 }
 
 /// The parameters of a decoder.
 #[derive(Debug)]
-pub(super) struct Parts<M, V> {
+pub(crate) struct Parts<M, V> {
     /// `[vocab, hidden]`.
-    pub(super) embed: M,
-    pub(super) layers: Vec<LayerParts<M, V>>,
+    pub(crate) embed: M,
+    pub(crate) layers: Vec<LayerParts<M, V>>,
     /// Before the output projection, `[hidden]`.
-    pub(super) norm: V,
+    pub(crate) norm: V,
     /// `[vocab, hidden]`; absent when embeddings are tied.
-    pub(super) lm_head: Option<M>,
+    pub(crate) lm_head: Option<M>,
 }
 
 /// The parameters of a layer. Norm weights are as they are multiplied: Gemma's offset is added already.
 #[derive(Debug)]
-pub(super) struct LayerParts<M, V> {
+pub(crate) struct LayerParts<M, V> {
     /// Before attention, `[hidden]`.
-    pub(super) attention_norm: V,
+    pub(crate) attention_norm: V,
     /// After attention, where the family has it.
-    pub(super) attention_out_norm: Option<V>,
+    pub(crate) attention_out_norm: Option<V>,
     /// Before the feed-forward part, `[hidden]`.
-    pub(super) mlp_norm: V,
+    pub(crate) mlp_norm: V,
     /// After the feed-forward part, where the family has it.
-    pub(super) mlp_out_norm: Option<V>,
+    pub(crate) mlp_out_norm: Option<V>,
     /// Norms of a query head and of a key head, `[head_dim]` each, where heads are normalised.
-    pub(super) head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     /// Query, key and value projections, stacked: `[(heads + 2 · kv_heads) · head_dim, hidden]`.
-    pub(super) qkv: M,
-    pub(super) qkv_bias: Option<V>,
+    pub(crate) qkv: M,
+    pub(crate) qkv_bias: Option<V>,
     /// `[hidden, heads · head_dim]`.
-    pub(super) o: M,
-    pub(super) o_bias: Option<V>,
+    pub(crate) o: M,
+    pub(crate) o_bias: Option<V>,
     /// Gate and up projections, stacked: `[2 · intermediate, hidden]`.
-    pub(super) gate_up: M,
+    pub(crate) gate_up: M,
     /// `[hidden, intermediate]`.
-    pub(super) down: M,
+    pub(crate) down: M,
 }
 
 /// Reads all parameters from tensors that `fetch` hands out by name and shape, in the order of [`layout`].
-pub(super) fn read<T: Make, E>(
+pub(crate) fn read<T: Make, E>(
     config: &DecoderConfig,
     make: &T,
     fetch: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
@@ -108,13 +125,13 @@ pub(super) fn read<T: Make, E>(
     let family = config.family;
     let names = layout(config).into_iter();
     let mut reader = Reader { names, fetch, norm_offset: family.norm_offset(), make };
-    let embed = reader.matrix(1)?;
+    let embed = reader.matrix(Role::Vocabulary, 1)?;
     let mut layers = Vec::with_capacity(config.layers.len());
     for _ in 0..config.layers.len() {
         let attention_norm = reader.norm()?;
-        let (qkv, o) = (reader.matrix(3)?, reader.matrix(1)?);
+        let (qkv, o) = (reader.matrix(Role::Projections, 3)?, reader.matrix(Role::AttentionOutput, 1)?);
         let (qkv_bias, o_bias) = match config.attention_bias {
-            true => (Some(reader.bias(3)?), Some(reader.bias(1)?)),
+            true => (Some(reader.bias(Role::Projections, 3)?), Some(reader.bias(Role::Stream, 1)?)),
             false => (None, None),
         };
         let head_norms = match family.normalises_heads() {
@@ -136,14 +153,14 @@ pub(super) fn read<T: Make, E>(
             qkv_bias,
             o,
             o_bias,
-            gate_up: reader.matrix(2)?,
-            down: reader.matrix(1)?,
+            gate_up: reader.matrix(Role::GateUp, 2)?,
+            down: reader.matrix(Role::Down, 1)?,
         });
     }
     let norm = reader.norm()?;
     let lm_head = match config.tie_word_embeddings {
         true => None,
-        false => Some(reader.matrix(1)?),
+        false => Some(reader.matrix(Role::Vocabulary, 1)?),
     };
     Ok(Parts { embed, layers, norm, lm_head })
 }
@@ -169,7 +186,7 @@ where
     }
 
     /// The next `parts` matrices of equal width as one, row under row.
-    fn matrix(&mut self, parts: usize) -> Result<T::Matrix, E> {
+    fn matrix(&mut self, role: Role, parts: usize) -> Result<T::Matrix, E> {
         let (mut data, mut rows, mut columns) = (Vec::new(), 0, 0);
         for _ in 0..parts {
             let (part, shape) = self.next()?;
@@ -179,16 +196,16 @@ where
             // The first part is taken as it is: the largest matrices are single and need no copy.
             if data.is_empty() { data = part } else { data.extend(part) }
         }
-        Ok(self.make.matrix(data, [rows, columns]))
+        Ok(self.make.matrix(role, data, [rows, columns]))
     }
 
     /// The next `parts` vectors as one.
-    fn bias(&mut self, parts: usize) -> Result<T::Vector, E> {
+    fn bias(&mut self, role: Role, parts: usize) -> Result<T::Vector, E> {
         let mut data = Vec::new();
         for _ in 0..parts {
             data.extend(self.next()?.0);
         }
-        Ok(self.make.vector(data))
+        Ok(self.make.vector(role, data))
     }
 
     /// The next norm weight, as it is multiplied.
@@ -202,7 +219,7 @@ where
 
     fn norm(&mut self) -> Result<T::Vector, E> {
         let values = self.norm_values()?;
-        Ok(self.make.vector(values))
+        Ok(self.make.vector(Role::Stream, values))
     }
 }
 
@@ -213,11 +230,11 @@ impl Make for Params<'_> {
     type Matrix = Param<Tensor<2>>;
     type Vector = Param<Tensor<1>>;
 
-    fn matrix(&self, values: Vec<f32>, shape: [usize; 2]) -> Param<Tensor<2>> {
+    fn matrix(&self, _: Role, values: Vec<f32>, shape: [usize; 2]) -> Param<Tensor<2>> {
         Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.0))
     }
 
-    fn vector(&self, values: Vec<f32>) -> Param<Tensor<1>> {
+    fn vector(&self, _: Role, values: Vec<f32>) -> Param<Tensor<1>> {
         let length = values.len();
         Param::from_tensor(Tensor::from_data(TensorData::new(values, [length]), self.0))
     }
@@ -239,7 +256,7 @@ impl Decoder {
             let scale = config.query_scale as f32;
             let mut data = query.into_iter().map(|w| w * scale).collect::<Vec<_>>().repeat(heads);
             data.extend(key.repeat(kv));
-            make.matrix(data, [heads + kv, config.head_dim])
+            make.matrix(Role::Stream, data, [heads + kv, config.head_dim])
         };
         let layer = |parts: LayerParts<_, _>| Layer {
             attention_norm: parts.attention_norm,

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args as ClapArgs, Subcommand};
+use cocoon_inference::device::{DeviceChoice, Processor};
 use cocoon_inference::kernels::Precision;
 use cocoon_inference::{
     BurnEngine, ChatRole, Embedder, Embedding, Engine as _, GenerateRequest, Message, ModelInfo, Sampling,
@@ -58,6 +59,9 @@ enum Command {
         /// How the weights are kept: f32, f16 or int8
         #[arg(long, default_value_t)]
         precision: Precision,
+        /// Where it runs: cpu, cuda, cuda:N or auto
+        #[arg(long, default_value_t)]
+        device: DeviceChoice,
         /// Print {"ids", "text", "usage"}
         #[arg(long)]
         json: bool,
@@ -72,6 +76,9 @@ enum Command {
         /// How the weights are kept: f32, f16 or int8
         #[arg(long, default_value_t)]
         precision: Precision,
+        /// Where it runs: cpu, cuda, cuda:N or auto
+        #[arg(long, default_value_t)]
+        device: DeviceChoice,
         /// Print {"logits": [[…], …]}, one list for each position; otherwise only the best token of each
         #[arg(long)]
         json: bool,
@@ -99,17 +106,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::List { folders, json } => list(folders, *json),
         Command::Verify { folder, digest } => verify(folder, digest),
-        Command::Generate { folder, prompt, temperature, max_tokens, seed, precision, json } => {
+        Command::Generate { folder, prompt, temperature, max_tokens, seed, precision, device, json } => {
             let sampling = Sampling {
                 temperature: *temperature,
                 seed: *seed,
                 max_tokens: *max_tokens,
                 ..Sampling::default()
             };
-            generate(&load_or_embedded(folder.as_deref(), *precision)?, prompt, sampling, *json)
+            generate(&load_or_embedded(folder.as_deref(), *device, *precision)?, prompt, sampling, *json)
         }
-        Command::Logits { folder, ids, precision, json } => {
-            logits(&load_or_embedded(folder.as_deref(), *precision)?, ids, *json)
+        Command::Logits { folder, ids, precision, device, json } => {
+            logits(&load_or_embedded(folder.as_deref(), *device, *precision)?, ids, *json)
         }
         Command::Embed { folder, texts, precision, json } => {
             embed(&load_embedder(folder, *precision)?, texts, *json)
@@ -130,7 +137,7 @@ fn list(folders: &[PathBuf], json: bool) -> anyhow::Result<()> {
             let info = if is_embedder(&path)? {
                 load_embedder(&path, Precision::F32)?.info().clone()
             } else {
-                load(&path, Precision::F32)?.info().clone()
+                load(&path, Processor::Cpu, Precision::F32)?.info().clone()
             };
             models.push(describe(&info, path.display().to_string()));
         }
@@ -256,18 +263,23 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// A checkpoint, or without a folder the embedded model, which is small enough for single precision.
-pub(super) fn load_or_embedded(folder: Option<&Path>, precision: Precision) -> anyhow::Result<BurnEngine> {
+pub(super) fn load_or_embedded(
+    folder: Option<&Path>,
+    device: DeviceChoice,
+    precision: Precision,
+) -> anyhow::Result<BurnEngine> {
+    let processor = device.resolve().with_context(|| format!("cannot use the device `{device}`"))?;
     match folder {
-        Some(folder) => load(folder, precision),
-        None if precision == Precision::F32 => Ok(BurnEngine::embedded()?),
+        Some(folder) => load(folder, processor, precision),
+        None if precision == Precision::F32 => Ok(BurnEngine::embedded_on(processor)?),
         None => {
             anyhow::bail!("the embedded model is served in f32 only; name a folder, or leave --precision out")
         }
     }
 }
 
-fn load(folder: &Path, precision: Precision) -> anyhow::Result<BurnEngine> {
-    Ok(watched(folder, |progress| BurnEngine::load_as(folder, precision, None, progress))?)
+fn load(folder: &Path, processor: Processor, precision: Precision) -> anyhow::Result<BurnEngine> {
+    Ok(watched(folder, |progress| BurnEngine::load_on(folder, processor, precision, None, progress))?)
 }
 
 fn load_embedder(folder: &Path, precision: Precision) -> anyhow::Result<Embedder> {

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cocoon_inference::device::DeviceChoice;
 use cocoon_inference::kernels::Precision;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -100,11 +101,13 @@ pub struct ModelConfig {
     pub threads: usize,
     /// Most memory for keys and values of the answers in progress, in MiB. It is taken as it is needed.
     pub cache_mib: u32,
+    /// Where it runs: cpu, cuda, cuda:N or auto.
+    pub device: DeviceChoice,
 }
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { directory: PathBuf::new(), threads: 0, cache_mib: 2048 }
+        Self { directory: PathBuf::new(), threads: 0, cache_mib: 2048, device: DeviceChoice::Cpu }
     }
 }
 
@@ -190,15 +193,24 @@ impl EnclaveConfig {
 
     /// Digest of the measured section: every field with its name and in a fixed order, so that a field added
     /// later changes every digest instead of hiding in one.
+    ///
+    /// So is a GPU, although `[model]` names it: what it computes leaves the memory that the processor protects, and
+    /// no host may decide that alone.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
         let EngineConfig { kind, model_digest, precision, slots, queue, pace_ms, echo_tokens, echo_bytes } =
             &self.engine;
-        let canonical = format!(
+        let mut canonical = format!(
             "kind={}\nmodel_digest={}\nprecision={precision}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
             kind.name(),
             model_digest.to_ascii_lowercase(),
         );
+        // Which GPU of a machine it is makes no difference.
+        match self.model.device {
+            DeviceChoice::Cpu => {}
+            DeviceChoice::Cuda(_) => canonical.push_str("device=cuda\n"),
+            DeviceChoice::Auto => canonical.push_str("device=auto\n"),
+        }
         let mut hash = Sha256::new();
         hash.update(DIGEST_DOMAIN);
         hash.update((canonical.len() as u64).to_be_bytes());
@@ -298,6 +310,15 @@ mod tests {
         let mut paced = base.clone();
         paced.engine.pace_ms = 1;
         assert_ne!(base.digest(), paced.digest());
+        let on = |device| {
+            let mut config = base.clone();
+            config.model.device = device;
+            config.digest()
+        };
+        assert_eq!(on(DeviceChoice::Cpu), base.digest());
+        assert_eq!(on(DeviceChoice::Cuda(0)), on(DeviceChoice::Cuda(1)));
+        assert_ne!(on(DeviceChoice::Cuda(0)), base.digest());
+        assert_ne!(on(DeviceChoice::Auto), on(DeviceChoice::Cuda(0)));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cocoon_inference::device::{DeviceError, Processor};
 use cocoon_inference::kernels::Precision;
 use cocoon_inference::runner::{Runner, RunnerLimits};
 use cocoon_inference::{BurnEngine, EchoEngine, Engine, EngineError, LoadError, ModelInfo, Paced};
@@ -25,6 +26,15 @@ pub enum EngineLoadError {
         /// What is wrong with it.
         #[source]
         why: Box<LoadError>,
+    },
+    /// The device that the configuration names.
+    #[error("the configuration key `model.device` says \"{device}\"")]
+    Device {
+        /// The device.
+        device: String,
+        /// Why it cannot be used.
+        #[source]
+        why: DeviceError,
     },
     /// The model inside this executable.
     #[error("the embedded model cannot be loaded; this executable is damaged, install it again")]
@@ -94,15 +104,20 @@ fn limits(config: &EnclaveConfig) -> RunnerLimits {
 }
 
 fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
+    let device = config.model.device;
+    let processor =
+        device.resolve().map_err(|why| EngineLoadError::Device { device: device.to_string(), why })?;
     let directory = &config.model.directory;
     if directory.as_os_str().is_empty() {
-        return BurnEngine::embedded().map_err(|why| EngineLoadError::Embedded(Box::new(why)));
+        let embedded = BurnEngine::embedded_on(processor);
+        return embedded.map_err(|why| EngineLoadError::Embedded(Box::new(why)));
     }
-    checkpoint(directory, config.engine.precision, expected)
+    checkpoint(directory, processor, config.engine.precision, expected)
 }
 
 fn checkpoint(
     directory: &Path,
+    processor: Processor,
     precision: Precision,
     expected: Option<[u8; 32]>,
 ) -> Result<BurnEngine, EngineLoadError> {
@@ -114,7 +129,7 @@ fn checkpoint(
             tracing::debug!(percent = now * 10, "loading the model");
         }
     };
-    let engine = BurnEngine::load_as(directory, precision, expected, &mut progress)
+    let engine = BurnEngine::load_on(directory, processor, precision, expected, &mut progress)
         .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why: Box::new(why) })?;
     if precision != Precision::F32 {
         let error = engine.rounding_error();

@@ -4,16 +4,15 @@ use std::sync::Arc;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::{Shared, guard, host};
-use crate::decoder::{Spot, kv_pools};
+use super::Shared;
+use super::model::Pools;
+use crate::decoder::Spot;
 use crate::engine::{EngineError, Executor, Logits, Resources};
-use crate::kernels::KvPool;
 use crate::scheduler::{BlockId, Plan, Run};
 
 pub(super) struct BurnExecutor {
     shared: Arc<Shared>,
-    /// One for each layer.
-    pools: Vec<KvPool>,
+    pools: Pools,
     /// Blocks that hold something.
     touched: Vec<bool>,
     /// The threads that compute; none takes those of the whole process.
@@ -31,20 +30,20 @@ impl BurnExecutor {
                 Some(builder.build().map_err(|e| EngineError::Backend(format!("no threads: {e}")))?)
             }
         };
-        let pools =
-            guard(|| kv_pools(shared.model.config(), blocks as usize)).map_err(EngineError::Backend)?;
+        let pools = shared.model.pools(blocks).map_err(EngineError::Backend)?;
         Ok(Self { shared, pools, touched: vec![false; blocks as usize], threads })
     }
 }
 
 impl Executor for BurnExecutor {
     fn wipe(&mut self, blocks: &[BlockId]) {
-        for &BlockId(block) in blocks {
-            if let Some(touched) = self.touched.get_mut(block as usize)
-                && std::mem::take(touched)
-            {
-                self.pools.iter_mut().for_each(|pool| pool.wipe(block));
-            }
+        let touched = |&BlockId(block): &BlockId| {
+            let touched = self.touched.get_mut(block as usize)?;
+            std::mem::take(touched).then_some(block)
+        };
+        let blocks: Vec<u32> = blocks.iter().filter_map(touched).collect();
+        if !blocks.is_empty() {
+            self.pools.wipe(&blocks);
         }
     }
 
@@ -68,16 +67,14 @@ impl Executor for BurnExecutor {
             }
         }
         let Self { shared, pools, threads, .. } = self;
-        let step = || shared.model.step(&ids, &spots, &sampled, pools, threads.as_ref()).map(host);
-        let logits = guard(step).map_err(EngineError::Backend)?;
-        Ok(Logits::new(logits.unwrap_or_default(), shared.config.dimensions.vocab_size))
+        let logits = shared.model.step(&ids, &spots, &sampled, pools, threads.as_ref());
+        Ok(Logits::new(logits.map_err(EngineError::Backend)?, shared.config.dimensions.vocab_size))
     }
 }
 
 impl Drop for BurnExecutor {
     fn drop(&mut self) {
-        for (block, _) in (0u32..).zip(&self.touched).filter(|(_, touched)| **touched) {
-            self.pools.iter_mut().for_each(|pool| pool.wipe(block));
-        }
+        let touched = (0u32..).zip(&self.touched).filter(|(_, touched)| **touched);
+        self.pools.wipe(&touched.map(|(block, _)| block).collect::<Vec<_>>());
     }
 }

@@ -5,29 +5,26 @@
 
 mod answer;
 mod executor;
+mod model;
 mod sequence;
 mod start;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::Tensor;
 use executor::BurnExecutor;
+use model::Model;
 pub use sequence::TokenSequence;
 
 use super::{Engine, EngineError, Executor, LoadError, Resources, Shape, Started};
 use crate::checkpoint::{ChatTemplate, Checkpoint, ModelConfig, TextTokenizer};
 use crate::constraint::{Vocabulary, VocabularyError};
-use crate::decoder::{ServingDecoder, block_bytes};
+use crate::device::{DeviceError, DeviceLimits, Processor};
 use crate::kernels::{BLOCK, Precision, RoundingError};
 use crate::manifest::Manifest;
 use crate::reasoning::ReasoningMarks;
 use crate::tools::ToolFormat;
 use crate::{GenerateRequest, ModelDigest, ModelInfo, RequestError};
-
-/// Prompt tokens of a step.
-const PREFILL: usize = 64;
 
 /// A decoder, ready to serve.
 #[derive(Debug, Clone)]
@@ -39,7 +36,7 @@ pub struct BurnEngine {
 struct Shared {
     info: ModelInfo,
     config: ModelConfig,
-    model: ServingDecoder,
+    model: Model,
     tokenizer: TextTokenizer,
     template: ChatTemplate,
     manifest: Manifest,
@@ -70,30 +67,49 @@ impl BurnEngine {
         expected: Option<ModelDigest>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?, precision)
+        Self::load_on(dir, Processor::Cpu, precision, expected, progress)
+    }
+
+    /// The same, on a device that was [found](crate::device::DeviceChoice::resolve).
+    pub fn load_on(
+        dir: &Path,
+        processor: Processor,
+        precision: Precision,
+        expected: Option<ModelDigest>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LoadError> {
+        Self::from_checkpoint(Checkpoint::open(dir, expected.as_ref(), progress)?, processor, precision)
     }
 
     /// Loads the model that is built into the program.
     pub fn embedded() -> Result<Self, LoadError> {
+        Self::embedded_on(Processor::Cpu)
+    }
+
+    /// The same, on a device that was [found](crate::device::DeviceChoice::resolve).
+    pub fn embedded_on(processor: Processor) -> Result<Self, LoadError> {
         let files = crate::embedded::files();
         let files = files.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.to_vec())).collect();
         let checkpoint = Checkpoint::from_files(crate::embedded::NAME.to_owned(), files, None)?;
-        Self::from_checkpoint(checkpoint, Precision::F32)
+        Self::from_checkpoint(checkpoint, processor, Precision::F32)
     }
 
-    fn from_checkpoint(checkpoint: Checkpoint, precision: Precision) -> Result<Self, LoadError> {
+    fn from_checkpoint(
+        checkpoint: Checkpoint,
+        processor: Processor,
+        precision: Precision,
+    ) -> Result<Self, LoadError> {
         let Checkpoint { name, config, tensors, tokenizer, template, manifest } = checkpoint;
         let dimensions = config.dimensions.clone();
-        let fetch = |name: &str, shape: &[usize]| tensors.get(name, shape);
-        let model = guard(|| ServingDecoder::from_tensors(dimensions, precision, fetch))
-            .map_err(LoadError::Backend)??;
+        let model =
+            Model::load(processor, dimensions, precision, |name, shape| Ok(tensors.get(name, shape)?))?;
         let info = ModelInfo {
             name,
             digest: manifest.digest(),
             context: count(config.dimensions.max_position_embeddings),
             parameters: config.dimensions.parameters(),
             family: config.dimensions.family.name().into(),
-            quantisation: precision.name().into(),
+            quantisation: model.quantisation(precision).into(),
         };
         let tools = ToolFormat::of_template(template.source());
         let reasoning = ReasoningMarks::of_template(template.source());
@@ -132,6 +148,11 @@ impl BurnEngine {
     pub fn layer_weights(&self) -> u64 {
         self.shared.model.layer_weights()
     }
+
+    /// What the GPU that serves can do at most, measured now; `None` on a processor.
+    pub fn device_limits(&self) -> Option<Result<DeviceLimits, DeviceError>> {
+        self.shared.model.limits()
+    }
 }
 
 impl Engine for BurnEngine {
@@ -147,8 +168,8 @@ impl Engine for BurnEngine {
         let shared = &self.shared;
         Shape {
             block_tokens: count(BLOCK),
-            block_bytes: block_bytes(shared.model.config()),
-            prefill: count(PREFILL),
+            block_bytes: shared.model.block_bytes(),
+            prefill: count(shared.model.prefill()),
             context: shared.info.context,
         }
     }
@@ -178,20 +199,4 @@ impl Shared {
 
 fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-fn host(logits: Tensor<2>) -> Vec<f32> {
-    let data = logits.into_data();
-    // Nothing but f32 comes here, and so nothing is copied.
-    data.try_into_vec::<f32>().unwrap_or_default()
-}
-
-/// burn reports errors by panicking (an allocation that fails, say). One request must not take the
-/// worker down, so a panic becomes an error of that request.
-fn guard<T>(run: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(run)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        text.unwrap_or("unknown panic").chars().take(200).collect()
-    })
 }

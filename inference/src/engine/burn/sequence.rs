@@ -2,29 +2,25 @@
 
 use std::sync::Arc;
 
-use super::{BurnEngine, PREFILL, Shared, guard, host};
+use super::model::Cache;
+use super::{BurnEngine, Shared};
 use crate::RequestError;
-use crate::decoder::KvCache;
 
 impl BurnEngine {
     /// An empty sequence with room for `capacity` tokens.
     pub fn sequence(&self, capacity: usize) -> TokenSequence {
-        TokenSequence {
-            shared: Arc::clone(&self.shared),
-            cache: KvCache::new(self.shared.model.config(), capacity),
-        }
+        TokenSequence { shared: Arc::clone(&self.shared), cache: self.shared.model.cache(capacity) }
     }
 
-    /// Logits after each token of a sequence, computed `chunk` tokens at a time. The chunks do not change a bit of
-    /// them; they only bound the memory of a step.
+    /// Logits after each token of a sequence, computed `chunk` tokens at a time. On a processor the chunks do not
+    /// change a bit of them; they only bound the memory of a step.
     pub fn logits(&self, ids: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>, RequestError> {
         self.shared.check_ids("ids", ids)?;
         let model = &self.shared.model;
-        let mut cache = KvCache::new(model.config(), ids.len());
+        let mut cache = model.cache(ids.len());
         let mut all = Vec::with_capacity(ids.len());
         for chunk in ids.chunks(chunk.max(1)) {
-            let logits = guard(|| host(model.forward(chunk, &mut cache)));
-            let logits = logits.map_err(|e| RequestError::invalid("ids", e))?;
+            let logits = model.each(chunk, &mut cache).map_err(|e| RequestError::invalid("ids", e))?;
             all.extend(logits.chunks(logits.len() / chunk.len()).map(<[f32]>::to_vec));
         }
         Ok(all)
@@ -35,7 +31,7 @@ impl BurnEngine {
 #[derive(Debug)]
 pub struct TokenSequence {
     shared: Arc<Shared>,
-    cache: KvCache,
+    cache: Cache,
 }
 
 impl TokenSequence {
@@ -48,8 +44,8 @@ impl TokenSequence {
             return Err(RequestError::invalid("ids", why));
         }
         let mut last = Vec::new();
-        for chunk in ids.chunks(PREFILL) {
-            let logits = guard(|| host(self.shared.model.forward_last(chunk, &mut self.cache)));
+        for chunk in ids.chunks(self.shared.model.prefill()) {
+            let logits = self.shared.model.last(chunk, &mut self.cache);
             last = logits.map_err(|e| RequestError::invalid("ids", e))?;
         }
         Ok(last)

@@ -6,6 +6,8 @@
 //!   of each core.
 //! * *Askers*: several answers at once through the runner, as a worker makes them. One asker's speed, taken the same
 //!   way, is what theirs together is compared with.
+//!
+//! On a GPU the limits are those of its memory and of its matrix units.
 
 // A shell: measuring is what it is for.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
@@ -20,6 +22,7 @@ use std::{
 use clap::Args as ClapArgs;
 use cocoon_inference::{
     BurnEngine, ChatRole, Engine as _, GenerateRequest, Message, Sampling,
+    device::DeviceChoice,
     kernels::{Matrix, Precision, matmul},
     runner::{Event, JobHandle, Runner, RunnerLimits, Terms},
 };
@@ -35,6 +38,9 @@ pub(in crate::cli) struct Args {
     /// How the weights are kept, one row each: f32, f16, int8
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     precision: Vec<Precision>,
+    /// Where it runs: cpu, cuda, cuda:N or auto
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 641)]
     prompt: usize,
@@ -84,7 +90,7 @@ pub(in crate::cli) fn run(args: &Args) -> anyhow::Result<()> {
     let mut name = String::new();
     for &precision in &args.precision {
         let started = Instant::now();
-        let engine = load_or_embedded(args.folder.as_deref(), precision)?;
+        let engine = load_or_embedded(args.folder.as_deref(), args.device, precision)?;
         let load_s = started.elapsed().as_secs_f64();
         name = format!("{} ({} parameters)", engine.info().name, engine.info().parameters);
         let bar = output::spinner(format!("measuring {precision}"));
@@ -160,7 +166,13 @@ fn measure(engine: &BurnEngine, precision: Precision, load_s: f64, args: &Args) 
     };
     let one_asker = of_askers(1)?.into_iter().fold(0.0, f64::max);
     let askers = of_askers(args.askers)?;
-    let read = read_limit(engine.weight_bytes());
+    let operations = 2.0 * engine.layer_weights() as f64;
+    let (read, product) = match engine.device_limits().transpose()? {
+        Some(limits) => {
+            (limits.read_bytes / engine.weight_bytes() as f64, limits.product_operations / operations)
+        }
+        None => (read_limit(engine.weight_bytes()), product_limit(precision) / operations),
+    };
     let error = engine.rounding_error();
     Ok(Row {
         precision,
@@ -168,7 +180,7 @@ fn measure(engine: &BurnEngine, precision: Precision, load_s: f64, args: &Args) 
         load_s,
         rounding_max: error.max,
         rounding_rms: error.rms,
-        prefill: speed(prefill, product_limit(precision) / (2.0 * engine.layer_weights() as f64)),
+        prefill: speed(prefill, product),
         decode: speed(decode, read),
         decode_after_prompt: speed(after, read),
         one_asker,

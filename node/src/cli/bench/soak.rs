@@ -20,6 +20,7 @@ use std::{
 use clap::Args as ClapArgs;
 use cocoon_inference::{
     BurnEngine, ChatRole, Engine as _, FinishReason, GenerateRequest, Message, Sampling, complete,
+    device::DeviceChoice,
     kernels::Precision,
     runner::{Event, JobHandle, Runner, RunnerLimits, Terms},
 };
@@ -43,6 +44,9 @@ pub(in crate::cli) struct Args {
     /// How the weights are kept: f32, f16 or int8
     #[arg(long, default_value_t)]
     precision: Precision,
+    /// Where it runs: cpu, cuda, cuda:N or auto
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
     /// How long
     #[arg(long, default_value_t = 600)]
     seconds: u64,
@@ -107,7 +111,7 @@ struct Soak {
 }
 
 pub(in crate::cli) fn run(args: &Args) -> anyhow::Result<()> {
-    let engine = load_or_embedded(args.folder.as_deref(), args.precision)?;
+    let engine = load_or_embedded(args.folder.as_deref(), args.device, args.precision)?;
     let limits = RunnerLimits { slots: args.slots, queue: args.askers, ..RunnerLimits::default() };
     let (sender, events) = channel();
     let mut soak = Soak {
