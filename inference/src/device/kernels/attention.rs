@@ -11,7 +11,7 @@
 
 use cubecl::prelude::*;
 
-use super::format::{Format, Four, Words, pack_bf16, unpack};
+use super::format::{Format, Words, pack_bf16, unpack};
 use super::{Buffer, Gpu, HeadShape};
 use crate::kernels::BLOCK;
 

@@ -126,7 +126,7 @@ pub(super) fn gate(x: f32, up: f32, #[comptime] gating: Gating) -> f32 {
     let mut z = x;
     if comptime!(gating == Gating::GeluTanh) {
         // 2 sqrt(2 / π)
-        z = 1.595_769_1f32 * fma(0.044_715f32 * x, x * x, x);
+        z = 1.595_769f32 * fma(0.044_715f32 * x, x * x, x);
     }
     x / (1.0f32 + f32::exp(-z)) * up
 }

@@ -17,6 +17,7 @@
     clippy::too_many_arguments,
     clippy::needless_range_loop,
     clippy::collapsible_if,
+    clippy::manual_is_multiple_of,
     clippy::manual_range_contains,
     clippy::assign_op_pattern
 )]

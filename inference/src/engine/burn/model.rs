@@ -18,7 +18,7 @@ use crate::kernels::{Precision, RoundingError};
 /// A decoder that is ready to serve.
 #[derive(Debug)]
 pub(super) enum Model {
-    Cpu(ServingDecoder),
+    Cpu(Box<ServingDecoder>),
     #[cfg(feature = "cuda")]
     Cuda(Box<DeviceDecoder>),
 }
@@ -29,7 +29,7 @@ pub(super) enum Pools {
     /// One for each layer.
     Cpu(Vec<KvPool>),
     #[cfg(feature = "cuda")]
-    Cuda(DevicePools),
+    Cuda(Box<DevicePools>),
 }
 
 /// The keys and values of one sequence.
@@ -37,13 +37,18 @@ pub(super) enum Pools {
 pub(super) enum Cache {
     Cpu(KvCache),
     #[cfg(feature = "cuda")]
-    Cuda {
-        /// `None` before the first token.
-        pools: Option<DevicePools>,
-        table: Vec<u32>,
-        capacity: usize,
-        len: usize,
-    },
+    Cuda(Box<DeviceCache>),
+}
+
+/// Blocks of a GPU that one sequence has for itself.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+pub(super) struct DeviceCache {
+    /// `None` before the first token.
+    pools: Option<DevicePools>,
+    table: Vec<u32>,
+    capacity: usize,
+    len: usize,
 }
 
 impl Model {
@@ -55,7 +60,10 @@ impl Model {
         fetch: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, LoadError>,
     ) -> Result<Self, LoadError> {
         let loaded = guard(|| match processor {
-            Processor::Cpu => ServingDecoder::from_tensors(config, precision, fetch).map(Self::Cpu),
+            Processor::Cpu => {
+                let decoder = ServingDecoder::from_tensors(config, precision, fetch)?;
+                Ok(Self::Cpu(Box::new(decoder)))
+            }
             #[cfg(feature = "cuda")]
             Processor::Cuda(index) => {
                 let decoder = DeviceDecoder::cuda(index, config, DeviceOptions::new(precision), fetch)?;
@@ -133,7 +141,8 @@ impl Model {
             Self::Cpu(model) => Ok(Pools::Cpu(kv_pools(model.config(), blocks as usize))),
             #[cfg(feature = "cuda")]
             Self::Cuda(model) => {
-                DevicePools::new(model, blocks as usize).map(Pools::Cuda).map_err(|why| why.to_string())
+                let pools = DevicePools::new(model, blocks as usize).map_err(|why| why.to_string())?;
+                Ok(Pools::Cuda(Box::new(pools)))
             }
         })?
     }
@@ -153,8 +162,9 @@ impl Model {
             }
             #[cfg(feature = "cuda")]
             (Self::Cuda(model), Pools::Cuda(pools)) => {
-                let spot = |spot: &Spot<'_>| DeviceSpot { position: spot.position, table: spot.table };
-                let spots: Vec<DeviceSpot<'_>> = spots.iter().map(spot).collect();
+                let spots =
+                    spots.iter().map(|spot| DeviceSpot { position: spot.position, table: spot.table });
+                let spots: Vec<DeviceSpot<'_>> = spots.collect();
                 model.logits(ids, &spots, wanted, pools).map_err(|why| why.to_string())
             }
             #[cfg(feature = "cuda")]
@@ -167,7 +177,9 @@ impl Model {
         match self {
             Self::Cpu(model) => Cache::Cpu(KvCache::new(model.config(), capacity)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => Cache::Cuda { pools: None, table: Vec::new(), capacity, len: 0 },
+            Self::Cuda(_) => {
+                Cache::Cuda(Box::new(DeviceCache { pools: None, table: Vec::new(), capacity, len: 0 }))
+            }
         }
     }
 
@@ -176,9 +188,8 @@ impl Model {
         guard(|| match (self, cache) {
             (Self::Cpu(model), Cache::Cpu(cache)) => Ok(host(model.forward_last(ids, cache))),
             #[cfg(feature = "cuda")]
-            (Self::Cuda(model), Cache::Cuda { pools, table, capacity, len }) => {
-                let wanted = [ids.len().saturating_sub(1)];
-                append(model, ids, &wanted, pools, table, *capacity, len)
+            (Self::Cuda(model), Cache::Cuda(cache)) => {
+                append(model, ids, &[ids.len().saturating_sub(1)], cache)
             }
             #[cfg(feature = "cuda")]
             _ => Err("the cache is another device's".into()),
@@ -190,9 +201,8 @@ impl Model {
         guard(|| match (self, cache) {
             (Self::Cpu(model), Cache::Cpu(cache)) => Ok(host(model.forward(ids, cache))),
             #[cfg(feature = "cuda")]
-            (Self::Cuda(model), Cache::Cuda { pools, table, capacity, len }) => {
-                let wanted: Vec<usize> = (0..ids.len()).collect();
-                append(model, ids, &wanted, pools, table, *capacity, len)
+            (Self::Cuda(model), Cache::Cuda(cache)) => {
+                append(model, ids, &(0..ids.len()).collect::<Vec<_>>(), cache)
             }
             #[cfg(feature = "cuda")]
             _ => Err("the cache is another device's".into()),
@@ -223,7 +233,7 @@ impl Cache {
         match self {
             Self::Cpu(cache) => cache.len(),
             #[cfg(feature = "cuda")]
-            Self::Cuda { len, .. } => *len,
+            Self::Cuda(cache) => cache.len,
         }
     }
 
@@ -232,7 +242,7 @@ impl Cache {
         match self {
             Self::Cpu(cache) => cache.capacity(),
             #[cfg(feature = "cuda")]
-            Self::Cuda { capacity, .. } => *capacity,
+            Self::Cuda(cache) => cache.capacity,
         }
     }
 }
@@ -242,11 +252,9 @@ fn append(
     model: &DeviceDecoder,
     ids: &[u32],
     wanted: &[usize],
-    pools: &mut Option<DevicePools>,
-    table: &mut Vec<u32>,
-    capacity: usize,
-    len: &mut usize,
+    cache: &mut DeviceCache,
 ) -> Result<Vec<f32>, String> {
+    let DeviceCache { pools, table, capacity, len } = cache;
     let pools = match pools {
         Some(pools) => pools,
         none => {

@@ -129,7 +129,7 @@ fn the_rounding_to_bf16_is_a_processors_for_every_kind_of_value() {
 fn the_best_token_is_the_first_of_the_greatest_and_a_drawn_one_has_its_share() {
     on_device(|gpu| {
         let (vocabulary, stride) = (1000, 1024);
-        let mut rows = vec![values(stride, 1), values(stride, 2), values(stride, 3), values(stride, 4)];
+        let mut rows = [1, 2, 3, 4].map(|seed| values(stride, seed));
         (rows[0][600], rows[0][200]) = (2.0, 2.0);
         rows[1][1010] = 50.0;
         rows[2][999] = f32::NAN;
