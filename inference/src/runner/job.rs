@@ -1,5 +1,6 @@
 //! What a job is to the runner, and what it reports.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Answer, Next};
@@ -46,6 +47,13 @@ pub enum Event {
 pub trait Sink: Send {
     /// Takes one event. After `Finished`, `Rejected`, `Failed` or `Displaced` there is no other.
     fn event(&mut self, event: Event);
+}
+
+/// Hands an event over. A sink that panics must not take the thread and all other jobs with it.
+pub(super) fn tell(sink: &mut dyn Sink, event: Event) {
+    if catch_unwind(AssertUnwindSafe(|| sink.event(event))).is_err() {
+        tracing::error!("a reader of an answer broke off unexpectedly");
+    }
 }
 
 impl<F: FnMut(Event) + Send> Sink for F {
@@ -110,8 +118,8 @@ impl Job {
         self.usage.cached_tokens = cached_tokens;
     }
 
-    /// Takes the logits of a step.
-    pub(super) fn step(&mut self, logits: &mut [f32], now: Instant) -> Then {
+    /// Takes the logits of a step that began at `started`.
+    pub(super) fn step(&mut self, logits: &mut [f32], started: Instant, now: Instant) -> Then {
         let next = match self.answer.next(logits) {
             Ok(next) => next,
             Err(error) => {
@@ -134,7 +142,8 @@ impl Job {
         self.last = Some(now);
         let id = token.id;
         self.tokens.push(token);
-        self.held_since.get_or_insert(now);
+        // From when its step began: a token that took long to make waits for no others.
+        self.held_since.get_or_insert(started);
         self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(1);
         if last {
             self.finish(FinishReason::Stop);
@@ -158,7 +167,8 @@ impl Job {
     pub(super) fn flush(&mut self) {
         self.held_since = None;
         if !self.tokens.is_empty() {
-            self.sink.event(Event::Tokens(std::mem::take(&mut self.tokens)));
+            let tokens = std::mem::take(&mut self.tokens);
+            tell(self.sink.as_mut(), Event::Tokens(tokens));
         }
     }
 
@@ -191,7 +201,7 @@ impl Job {
     pub(super) fn close(&mut self) {
         self.flush();
         if let Some(end) = self.end.take() {
-            self.sink.event(end);
+            tell(self.sink.as_mut(), end);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use super::job::{Event, Job, Sink, Slot};
+use super::job::{Event, Job, Sink, Slot, tell};
 use super::{Shared, State};
 use crate::engine::Started;
 use crate::scheduler::JobId;
@@ -26,7 +26,7 @@ pub(super) fn run(shared: &Shared) {
         state.scheduler.finish(id);
         let cancelled = matches!(state.slots.remove(&id), Some(Slot::Cancelled));
         drop(state);
-        sink.event(if cancelled { cancellation() } else { refusal });
+        tell(sink.as_mut(), if cancelled { cancellation() } else { refusal });
     }
 }
 
@@ -82,7 +82,7 @@ fn start(shared: &Shared, request: &GenerateRequest) -> Result<(Started, u32), R
 fn hand_over(shared: &Shared, id: JobId, started: Started, prompt_tokens: u32, mut sink: Box<dyn Sink>) {
     let Started { sequence, form, answer } = started;
     // Before anything else can happen to the job.
-    sink.event(Event::Prepared { prompt_tokens, form });
+    tell(sink.as_mut(), Event::Prepared { prompt_tokens, form });
     let mut job = Box::new(Job::new(sink, answer, prompt_tokens));
     let mut state = shared.lock();
     let cancelled = matches!(state.slots.remove(&id), Some(Slot::Cancelled));
@@ -95,7 +95,7 @@ fn hand_over(shared: &Shared, id: JobId, started: Started, prompt_tokens: u32, m
     match last {
         Some(last) => {
             drop(state);
-            job.sink.event(last);
+            tell(job.sink.as_mut(), last);
         }
         None => {
             state.slots.insert(id, Slot::Ready(job));

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::job::{Job, Sink, Slot, Then};
+use super::job::{Job, Sink, Slot, Then, tell};
 use super::prepare::cancellation;
 use super::{Shared, State};
 use crate::engine::{EngineError, Executor, Logits};
@@ -20,6 +20,7 @@ pub(super) fn run(shared: &Shared, executor: Box<dyn Executor>) {
         jobs: BTreeMap::new(),
         holding: BTreeSet::new(),
         paused: BTreeSet::new(),
+        started: Instant::now(),
         speed: None,
     };
     steps.run();
@@ -36,6 +37,8 @@ struct Steps<'a> {
     holding: BTreeSet<JobId>,
     /// Those that the engine's pace keeps waiting, and until when.
     paused: BTreeSet<(Instant, JobId)>,
+    /// When the current step began.
+    started: Instant,
     /// Of the answer that ended last.
     speed: Option<f64>,
 }
@@ -53,7 +56,7 @@ impl Steps<'_> {
         while let Some(leaving) = self.plan(&mut plan) {
             for leaving in leaving {
                 match leaving {
-                    Leaving::Sink(mut sink) => sink.event(cancellation()),
+                    Leaving::Sink(mut sink) => tell(sink.as_mut(), cancellation()),
                     Leaving::Job(mut job, ended) => {
                         job.over(ended.over);
                         job.close();
@@ -67,6 +70,7 @@ impl Steps<'_> {
             }
             results.clear();
             let mut over = Vec::new();
+            self.started = Instant::now();
             match self.compute(&plan, &plan.runs) {
                 Ok(mut logits) => self.sample(&plan.runs, &mut logits, &mut results, &mut over),
                 // One of them is at fault. The others' answers shall not suffer, so each gets a step of its own.
@@ -174,8 +178,8 @@ impl Steps<'_> {
         let now = Instant::now();
         for (row, run) in runs.iter().filter(|run| run.samples).enumerate() {
             let Some(job) = self.jobs.get_mut(&run.job) else { continue };
-            let row = logits.row(row);
-            let then = catch_unwind(AssertUnwindSafe(|| job.step(row, now))).unwrap_or_else(|_| {
+            let (row, started) = (logits.row(row), self.started);
+            let then = catch_unwind(AssertUnwindSafe(|| job.step(row, started, now))).unwrap_or_else(|_| {
                 job.fail("the engine broke off unexpectedly; ask another worker");
                 Then::Over
             });

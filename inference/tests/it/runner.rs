@@ -276,3 +276,32 @@ fn several_answers_of_the_real_engine_are_each_what_they_would_be_alone() {
         assert_eq!(text, complete(engine(), &job, |_| ()).unwrap().text);
     }
 }
+
+#[test]
+fn a_reader_that_panics_harms_no_other() {
+    let runner = runner(EchoEngine::new(5, 1), 2, 0);
+    let job = request(runner.engine().as_ref(), "x", Sampling::default());
+    let _broken = runner.submit(job, terms(), Box::new(|_| panic!("the reader breaks off"))).unwrap();
+    let (handle, events) = submit(&runner, "y");
+    handle.allow(5);
+    assert!(matches!(next(&events), Event::Prepared { .. }));
+    assert_eq!(tokens(&events, 5), 5);
+}
+
+#[test]
+fn a_slow_engine_s_tokens_are_handed_over_step_by_step() {
+    let (engine, permit, steps) = stepwise();
+    let runner = runner(engine, 1, 0);
+    let (handle, events) = submit(&runner, "x");
+    handle.allow(u32::MAX);
+    assert!(matches!(next(&events), Event::Prepared { .. }));
+    for made in 1..4 {
+        assert_eq!(steps.recv_timeout(PATIENCE), Ok(made));
+        // Longer than tokens wait for each other.
+        std::thread::sleep(Duration::from_millis(5));
+        permit.send(()).unwrap();
+        assert_eq!(tokens(&events, 1), 1, "token {made} waits for the next");
+    }
+    drop(handle);
+    permit.send(()).unwrap();
+}
