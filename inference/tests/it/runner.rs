@@ -289,6 +289,7 @@ fn a_reader_that_panics_harms_no_other() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods, reason = "a step that takes its time")]
 fn a_slow_engine_s_tokens_are_handed_over_step_by_step() {
     let (engine, permit, steps) = stepwise();
     let runner = runner(engine, 1, 0);
