@@ -7,37 +7,26 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use cocoon_inference::engine::{Engine, Generation, Step};
-use cocoon_inference::{BurnEngine, ChatRole, GenerateRequest, Message, Sampling};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use cocoon_inference::engine::{BurnEngine, Engine as _, TokenSequence};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
-const TOKENS: u32 = 32;
+const TOKENS: usize = 32;
 
-/// An answer whose prompt is computed, ready to make tokens. Sampling hot keeps it from ending soon.
-fn prefilled(engine: &BurnEngine, seed: u64) -> Box<dyn Generation> {
-    let request = GenerateRequest {
-        model: engine.info().digest,
-        messages: vec![Message { role: ChatRole::User, content: "What is 17 + 25?".into() }],
-        sampling: Sampling { temperature: 2.0, seed, ..Sampling::default() },
-        prefix: Vec::new(),
-    };
-    let mut generation = engine.start(&request).unwrap();
-    while let Step::Prefilling { .. } = generation.step().unwrap() {}
-    generation
+/// A sequence whose prompt is computed, with room for `TOKENS` more.
+fn prefilled(engine: &BurnEngine) -> TokenSequence {
+    let prompt: Vec<u32> = (32..48).collect();
+    let mut sequence = engine.sequence(prompt.len() + TOKENS);
+    sequence.feed(&prompt).unwrap();
+    sequence
 }
 
-/// Makes up to `TOKENS` tokens; how many it were.
-fn decode(engine: &BurnEngine, generation: &mut Box<dyn Generation>, seed: &mut u64) -> u32 {
-    for made in 0..TOKENS {
-        if !matches!(generation.step().unwrap(), Step::Token(_)) {
-            *seed += 1;
-            *generation = prefilled(engine, *seed);
-            return made;
-        }
+/// Feeds `TOKENS` tokens, one by one.
+fn decode(sequence: &mut TokenSequence) {
+    for id in 32..32 + TOKENS as u32 {
+        black_box(sequence.feed(&[id]).unwrap());
     }
-    TOKENS
 }
 
 fn sum(weights: &[f32]) -> f32 {
@@ -60,28 +49,24 @@ fn benches(c: &mut Criterion) {
     group.finish();
 
     let mut group = c.benchmark_group("embedded");
-    group.throughput(Throughput::Elements(1));
-    group.bench_function("decode_token", |b| {
-        let mut seed = 0;
-        let mut generation = prefilled(&engine, seed);
-        b.iter(|| {
-            if !matches!(generation.step().unwrap(), Step::Token(_)) {
-                seed += 1;
-                generation = prefilled(&engine, seed);
-            }
-        });
+    group.throughput(Throughput::Elements(TOKENS as u64));
+    group.bench_function("decode_32", |b| {
+        b.iter_batched_ref(|| prefilled(&engine), decode, BatchSize::SmallInput);
     });
     let prompt: Vec<u32> = (0..64).collect();
     group.throughput(Throughput::Elements(64));
     group.bench_function("prefill_64", |b| b.iter(|| engine.logits(&prompt, 64).unwrap()));
     group.finish();
 
-    let (mut seed, mut made, started) = (0, 0, Instant::now());
-    let mut generation = prefilled(&engine, seed);
-    while started.elapsed().as_secs_f64() < 1.0 {
-        made += decode(&engine, &mut generation, &mut seed);
+    let (mut made, mut took) = (0, Duration::ZERO);
+    while took.as_secs_f64() < 1.0 {
+        let mut sequence = prefilled(&engine);
+        let started = Instant::now();
+        decode(&mut sequence);
+        took += started.elapsed();
+        made += TOKENS;
     }
-    let speed = f64::from(made) / started.elapsed().as_secs_f64();
+    let speed = made as f64 / took.as_secs_f64();
     let started = Instant::now();
     let reads = 200;
     for _ in 0..reads {

@@ -8,8 +8,9 @@ use bincode::config::{self, Config};
 
 use crate::GenerateRequest;
 
-/// Version of the encoding. 2 brought the sampling options beyond temperature and `top_p`.
-pub const VERSION: u8 = 2;
+/// Version of the encoding. 2 brought the sampling options beyond temperature and `top_p`, 3 functions, grammars and
+/// what else is in [`Structure`](crate::Structure).
+pub const VERSION: u8 = 3;
 /// Largest encoded request: all text, a long prefix and some room.
 pub const MAX_REQUEST_BYTES: usize = 512 * 1024;
 
@@ -77,12 +78,9 @@ mod tests {
     use crate::{ChatRole, Message, Sampling};
 
     fn request() -> GenerateRequest {
-        GenerateRequest {
-            model: [7; 32],
-            messages: vec![Message { role: ChatRole::User, content: "2+2?".into() }],
-            sampling: Sampling { stop: vec!["\n".into()], max_tokens: Some(9), ..Sampling::default() },
-            prefix: vec![1, 70_000],
-        }
+        let sampling = Sampling { stop: vec!["\n".into()], max_tokens: Some(9), ..Sampling::default() };
+        let messages = vec![Message::new(ChatRole::User, "2+2?")];
+        GenerateRequest { prefix: vec![1, 70_000], ..GenerateRequest::new([7; 32], messages, sampling) }
     }
 
     #[test]

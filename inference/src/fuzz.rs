@@ -58,3 +58,31 @@ pub fn weights_header(bytes: &[u8]) {
         assert!(values.len() == 1 && values[0].is_finite(), "a tensor must be what it was said to be");
     }
 }
+
+/// `config.json` of an encoder.
+#[cfg(feature = "engine")]
+pub fn encoder_config(bytes: &[u8]) {
+    if let Ok(config) = crate::embedder::EncoderConfig::parse(bytes) {
+        assert!(config.head_dim() * config.heads == config.hidden_size, "heads must share the width evenly");
+        assert!(config.parameters() <= config.parameters_on_disk(), "files hold what is used");
+    }
+}
+
+/// The files that say what becomes of an encoder's output: every one of them is these bytes, but for one.
+#[cfg(feature = "engine")]
+pub fn embedder_modules(bytes: &[u8]) {
+    const MODULES: &[u8] = br#"[{"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]"#;
+    let list = bytes.first() == Some(&b'[');
+    for pooling in [bytes, br#"{"pooling_mode": "mean"}"#] {
+        let find = |name: &str| match name {
+            "modules.json" if !list => Some(MODULES),
+            crate::manifest::POOLING_FILE => Some(pooling),
+            _ if list && name != "modules.json" => None,
+            _ => Some(bytes),
+        };
+        if let Ok(recipe) = crate::embedder::Recipe::read(find, 32, 64) {
+            assert!((1..=64).contains(&recipe.max_tokens), "no text is longer than there are positions");
+        }
+    }
+}

@@ -18,14 +18,19 @@ use crate::ModelDigest;
 /// First line of a manifest.
 const HEADER: &str = "cocoon-model-manifest/1";
 /// Files an engine may read, beside `*.safetensors`.
-const READ_FILES: [&str; 6] = [
+const READ_FILES: [&str; 9] = [
     "chat_template.jinja",
     "config.json",
+    "config_sentence_transformers.json",
     "generation_config.json",
     "model.safetensors.index.json",
+    "modules.json",
+    "sentence_bert_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 ];
+/// How an embedder makes one vector of many: the only file that is read from a folder inside the model's.
+pub(crate) const POOLING_FILE: &str = "1_Pooling/config.json";
 /// A checkpoint of a few hundred shards is the largest there is.
 pub const MAX_FILES: usize = 1024;
 /// Longest file name in a manifest.
@@ -100,9 +105,10 @@ pub enum ManifestError {
 
 /// Whether an engine may read the file of this name, so that it belongs to the manifest.
 pub fn is_model_file(name: &str) -> bool {
-    name.len() <= MAX_FILE_NAME
+    let plain = name.len() <= MAX_FILE_NAME
         && (READ_FILES.contains(&name) || name.ends_with(".safetensors"))
-        && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'\\')
+        && name.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'\\');
+    plain || name == POOLING_FILE
 }
 
 impl Manifest {
@@ -255,6 +261,9 @@ pub fn model_files(dir: &Path) -> Result<Vec<String>, ManifestError> {
     let path = || dir.display().to_string();
     let io = |source| ManifestError::Io { path: path(), source };
     let mut names = Vec::new();
+    if dir.join(POOLING_FILE).is_file() {
+        names.push(POOLING_FILE.to_owned());
+    }
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let name = entry.map_err(io)?.file_name();
         if let Some(name) = name.to_str().filter(|n| is_model_file(n)) {
@@ -330,6 +339,24 @@ mod tests {
             verify_digest(dir.path(), &good.digest()),
             Err(ManifestError::DigestMismatch { .. })
         ));
+    }
+
+    #[test]
+    fn how_an_embedder_pools_is_part_of_its_identity() {
+        let dir = folder();
+        let plain = Manifest::of_dir(dir.path()).unwrap();
+        std::fs::create_dir(dir.path().join("1_Pooling")).unwrap();
+        std::fs::write(dir.path().join(POOLING_FILE), "{}").unwrap();
+        let pooled = Manifest::of_dir(dir.path()).unwrap();
+        assert_ne!(pooled.digest(), plain.digest());
+        assert_eq!(Manifest::parse(&pooled.to_string()).unwrap(), pooled);
+        let files: [(&str, &[u8]); 4] = [
+            ("model.safetensors", &[0; 9]),
+            ("config.json", b"{}"),
+            (POOLING_FILE, b"{}"),
+            ("2_Pooling/config.json", b"{}"),
+        ];
+        assert_eq!(Manifest::of_files(files).digest(), pooled.digest());
     }
 
     #[test]

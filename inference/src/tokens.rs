@@ -96,6 +96,8 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens of the rendered prompt, a resumed request's `prefix` included.
     pub prompt_tokens: u32,
+    /// Those among them that the worker still had in its cache.
+    pub cached_tokens: u32,
     /// Tokens emitted by this leg. The end-of-turn token is neither emitted nor counted.
     pub completion_tokens: u32,
 }

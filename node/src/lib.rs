@@ -15,6 +15,7 @@ pub mod http;
 pub mod instruments;
 pub mod link;
 pub mod localnet;
+mod memory;
 pub mod process;
 
 #[doc(hidden)]

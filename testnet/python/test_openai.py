@@ -120,7 +120,7 @@ def test_a_prompt_beyond_the_context_is_refused_as_openai_does(client):
 
 
 def test_a_field_nobody_acts_on_is_refused_by_name(client):
-    for field, value in [("parallel_tool_calls", True), ("reasoning_effort", "low"), ("store", True)]:
+    for field, value in [("verbosity", "low"), ("reasoning_effort", "low"), ("store", True)]:
         with pytest.raises(openai.BadRequestError) as refused:
             greedy(client, **{field: value})
         assert refused.value.param == field

@@ -220,12 +220,8 @@ fn eval(options: &Options) -> Result<(), Failure> {
 
 /// Asks one question greedily; returns the text and the number of tokens.
 fn ask(engine: &BurnEngine, question: &str) -> Result<(String, u32), Failure> {
-    let request = GenerateRequest {
-        model: engine.info().digest,
-        messages: vec![Message { role: ChatRole::User, content: question.to_owned() }],
-        sampling: Sampling::default(),
-        prefix: Vec::new(),
-    };
+    let messages = vec![Message::new(ChatRole::User, question)];
+    let request = GenerateRequest::new(engine.info().digest, messages, Sampling::default());
     let answer = complete(engine, &request, |_| {})?;
     Ok((answer.text, answer.usage.completion_tokens))
 }

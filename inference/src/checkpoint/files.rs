@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use super::index::{INDEX_FILE, Index, TensorError, head_of, read_head};
 use super::{
-    ChatTemplate, LoadError, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, ModelConfig, TextTokenizer, parse_config,
-    parse_dimensions,
+    ChatTemplate, ConfigError, LoadError, MAX_CONFIG_BYTES, MAX_TOKENIZER_BYTES, ModelConfig, Tensors,
+    TextTokenizer, parse_config,
 };
+use crate::ModelDigest;
 use crate::manifest::{self, Manifest, ManifestError};
 
 /// Room for a weight file's header and for tensors that are not used, beside the weights themselves.
@@ -65,22 +66,27 @@ impl WeightFile {
 /// All files that belong to a checkpoint.
 #[derive(Debug)]
 pub(super) struct Files {
+    /// Name of their folder.
+    pub(super) name: String,
     pub(super) texts: Texts,
     pub(super) weights: Vec<WeightFile>,
 }
 
 impl Files {
-    /// Opens a folder. The configuration bounds the size of everything else.
-    pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
+    /// Opens a folder. `parameters` says from `config.json` how many values the weight files may hold.
+    pub(super) fn open(
+        dir: &Path,
+        parameters: impl FnOnce(&[u8]) -> Result<u64, ConfigError>,
+    ) -> Result<Self, LoadError> {
         let names = manifest::model_files(dir)?;
-        let config = read(dir, "config.json", MAX_CONFIG_BYTES)?;
-        let needed = parse_dimensions(&config)?.parameters().saturating_mul(4);
-        let mut room = needed.saturating_add(WEIGHT_SLACK_BYTES);
+        // The configuration first: it bounds everything else.
+        let config = read_config(dir)?;
+        let mut room = parameters(&config)?.saturating_mul(4).saturating_add(WEIGHT_SLACK_BYTES);
         let (mut texts, mut weights) = (Vec::new(), Vec::new());
         for name in names {
             if name == "config.json" {
                 texts.push((name, config.clone()));
-            } else if name.ends_with(".safetensors") {
+            } else if is_weights(&name) {
                 let (mut file, size) = open(dir, &name, room)?;
                 room -= size;
                 let head = read_head(&mut file, size).map_err(|e| failed(dir, &name, e))?;
@@ -91,21 +97,21 @@ impl Files {
                 texts.push((name, bytes));
             }
         }
-        Ok(Files { texts: Texts(texts), weights })
+        Ok(Files { name: folder_name(dir), texts: Texts(texts), weights })
     }
 
     /// Files that are in memory already. Those that no engine reads are ignored.
-    pub(super) fn in_memory(files: Vec<(String, Vec<u8>)>) -> Self {
+    pub(super) fn in_memory(name: String, files: Vec<(String, Vec<u8>)>) -> Self {
         let (mut texts, mut weights) = (Vec::new(), Vec::new());
         for (name, bytes) in files.into_iter().filter(|(name, _)| manifest::is_model_file(name)) {
-            if name.ends_with(".safetensors") {
+            if is_weights(&name) {
                 let (size, head) = (bytes.len() as u64, head_of(&bytes).to_vec());
                 weights.push(WeightFile { name, size, head, rest: Rest::Memory(bytes) });
             } else {
                 texts.push((name, bytes));
             }
         }
-        Files { texts: Texts(texts), weights }
+        Files { name, texts: Texts(texts), weights }
     }
 
     /// Where the tensors are.
@@ -115,10 +121,7 @@ impl Files {
     }
 
     /// Reads the weights into memory too. `progress` gets bytes read and bytes in all.
-    pub(super) fn read(
-        self,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
+    fn read(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<(String, Vec<u8>)>, LoadError> {
         let total = self.texts.bytes() + self.weights.iter().map(|file| file.size).sum::<u64>();
         let mut done = self.texts.bytes();
         let mut all = self.texts.0;
@@ -141,15 +144,70 @@ impl Files {
     }
 }
 
+/// Files in memory as a whole, and what they are called together.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    /// Name of their folder.
+    pub(crate) name: String,
+    /// What identifies them.
+    pub(crate) manifest: Manifest,
+    pub(super) texts: Texts,
+    weights: Vec<(String, Vec<u8>)>,
+}
+
+impl Contents {
+    /// Keeps the files that an engine reads, which must be those of the expected digest.
+    pub(crate) fn new(
+        name: String,
+        files: Vec<(String, Vec<u8>)>,
+        expected: Option<&ModelDigest>,
+    ) -> Result<Self, LoadError> {
+        let files: Vec<_> = files.into_iter().filter(|(name, _)| manifest::is_model_file(name)).collect();
+        let manifest = Manifest::of_files(files.iter().map(|(n, b)| (n.as_str(), b.as_slice())));
+        if let Some(digest) = expected {
+            manifest::expect(&manifest, digest)?;
+        }
+        let (weights, texts) = files.into_iter().partition(|(name, _)| is_weights(name));
+        Ok(Self { name, manifest, texts: Texts(texts), weights })
+    }
+
+    /// Reads a folder and makes of it what `parse` makes. `parameters` says from `config.json` how many values
+    /// the weight files may hold; `progress` gets bytes read and bytes in all.
+    pub(crate) fn open<T>(
+        dir: &Path,
+        expected: Option<&ModelDigest>,
+        parameters: impl FnOnce(&[u8]) -> Result<u64, ConfigError>,
+        progress: &mut dyn FnMut(u64, u64),
+        parse: impl FnOnce(Self) -> Result<T, LoadError>,
+    ) -> Result<T, LoadError> {
+        let opened = Files::open(dir, parameters).and_then(|files| {
+            let name = files.name.clone();
+            Self::new(name, files.read(progress)?, expected)
+        });
+        opened.and_then(parse).map_err(|error| super::blame(dir, expected, error))
+    }
+
+    /// A file, not of weights, that may be there.
+    pub(crate) fn find(&self, wanted: &str) -> Option<&[u8]> {
+        self.texts.find(wanted)
+    }
+
+    /// A file, not of weights, that must be there.
+    pub(crate) fn need(&self, wanted: &'static str) -> Result<&[u8], LoadError> {
+        self.texts.need(wanted)
+    }
+
+    /// The weights; everything else is let go.
+    pub(crate) fn into_tensors(self) -> Result<Tensors, LoadError> {
+        Ok(Tensors::parse(self.weights, self.texts.find(INDEX_FILE))?)
+    }
+}
+
 /// The small files: configuration, vocabulary, template, index.
 #[derive(Debug)]
 pub(super) struct Texts(Vec<(String, Vec<u8>)>);
 
 impl Texts {
-    pub(super) fn of(files: Vec<(String, Vec<u8>)>) -> Self {
-        Self(files)
-    }
-
     /// Bytes of all of them.
     pub(super) fn bytes(&self) -> u64 {
         self.0.iter().map(|(_, bytes)| bytes.len() as u64).sum()
@@ -182,6 +240,21 @@ impl Texts {
     pub(super) fn manifest(&self) -> Manifest {
         Manifest::of_files(self.0.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))
     }
+}
+
+/// `config.json` of a folder, alone.
+pub(crate) fn read_config(dir: &Path) -> Result<Vec<u8>, LoadError> {
+    read(dir, "config.json", MAX_CONFIG_BYTES)
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
+fn folder_name(dir: &Path) -> String {
+    let resolved = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let name = resolved.file_name().and_then(|n| n.to_str()).unwrap_or("model");
+    name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(96).collect()
 }
 
 /// Opens a file of at most `limit` bytes, and says how many it has.

@@ -200,6 +200,11 @@ impl Index {
         &self.files
     }
 
+    /// Whether there is a tensor of this name.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// The tensor of this name, which must have this shape and a format that is read, and the name of its file.
     pub(super) fn find(&self, name: &str, shape: &[usize]) -> Result<(&Entry, &str), TensorError> {
         let name = || name.to_owned();

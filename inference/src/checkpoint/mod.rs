@@ -8,6 +8,8 @@
 //! tokenizer_config.json          chat template  → messages → prompt text            (template)
 //! ```
 //!
+//! What an [`embedder`](crate::embedder) reads beside these is said there.
+//!
 //! Whoever owns the disk must not be able to show one file to the hash and another to the parser. So every byte is
 //! read once into memory of the process, and is hashed there and used from the same copy: small files as a whole, and
 //! so the weights in [`Checkpoint::open`]; in [`Unread::read`] the weights a few megabytes at a time, straight into
@@ -25,12 +27,14 @@ mod tokenizer;
 
 use std::path::Path;
 
-use files::{Files, Texts};
+use files::Files;
 use stream::Plan;
 
 pub use config::{ConfigError, ModelConfig, parse_config, parse_dimensions};
+pub(crate) use config::{Fields, MAX_PARAMETERS};
+pub(crate) use files::{Contents, read_config};
 pub use index::{INDEX_FILE, TensorError};
-pub use template::{ChatTemplate, TemplateError};
+pub use template::{ChatTemplate, Prompt, TemplateError};
 pub use tensors::Tensors;
 pub use tokenizer::{TextTokenizer, TokenizerError};
 
@@ -78,6 +82,17 @@ pub enum LoadError {
     /// The chat template.
     #[error("chat template: {0}")]
     Template(#[from] TemplateError),
+    /// A file that says what becomes of an encoder's output.
+    #[error("{file}: {why}")]
+    Module {
+        /// Its name.
+        file: &'static str,
+        /// What is wrong in it. Boxed, since it and a name would make every result of loading larger.
+        why: Box<ConfigError>,
+    },
+    /// The device cannot take the model.
+    #[error(transparent)]
+    Device(#[from] crate::device::DeviceError),
     /// The packed weights are too large.
     #[error(
         "no memory for the weights: {0}; choose a precision of fewer bits, or a machine with more memory"
@@ -112,9 +127,7 @@ impl Checkpoint {
         expected: Option<&ModelDigest>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LoadError> {
-        let opened = Files::open(dir).and_then(|files| files.read(progress));
-        let opened = opened.and_then(|files| Self::from_files(folder_name(dir), files, expected));
-        opened.map_err(|error| blame(dir, expected, error))
+        Contents::open(dir, expected, parameters, progress, Self::parse)
     }
 
     /// Parses files that are in memory already. Those that no engine reads are ignored.
@@ -123,24 +136,25 @@ impl Checkpoint {
         files: Vec<(String, Vec<u8>)>,
         expected: Option<&ModelDigest>,
     ) -> Result<Self, LoadError> {
-        let manifest = Manifest::of_files(files.iter().map(|(n, b)| (n.as_str(), b.as_slice())));
-        if let Some(digest) = expected {
-            manifest::expect(&manifest, digest)?;
-        }
-        let files = files.into_iter().filter(|(name, _)| manifest::is_model_file(name));
-        let (weights, texts) = files.partition(|(name, _)| name.ends_with(".safetensors"));
-        let texts = Texts::of(texts);
-        let config = texts.config()?;
-        let (tokenizer, template) = (texts.tokenizer(&config)?, texts.template()?);
-        let tensors = Tensors::parse(weights, texts.find(INDEX_FILE))?;
-        Ok(Self { name, config, tensors, tokenizer, template, manifest })
+        Self::parse(Contents::new(name, files, expected)?)
     }
+
+    fn parse(contents: Contents) -> Result<Self, LoadError> {
+        let config = contents.texts.config()?;
+        let (tokenizer, template) = (contents.texts.tokenizer(&config)?, contents.texts.template()?);
+        let (name, manifest) = (contents.name.clone(), contents.manifest.clone());
+        Ok(Self { name, config, tensors: contents.into_tensors()?, tokenizer, template, manifest })
+    }
+}
+
+/// Values in the weight files of a decoder.
+fn parameters(config: &[u8]) -> Result<u64, ConfigError> {
+    Ok(parse_dimensions(config)?.parameters())
 }
 
 /// A checkpoint whose weights are still to be read.
 #[derive(Debug)]
 pub struct Unread {
-    name: String,
     config: ModelConfig,
     expected: Option<ModelDigest>,
     files: Files,
@@ -165,22 +179,22 @@ pub struct Description {
 impl Unread {
     /// Opens a folder, and looks for all tensors that the configuration asks for.
     pub fn open(dir: &Path, expected: Option<ModelDigest>) -> Result<Self, LoadError> {
-        Self::new(folder_name(dir), Files::open(dir)?, expected)
+        Self::new(Files::open(dir, parameters)?, expected)
     }
 
     /// The same with files that are in memory. Those that no engine reads are ignored.
     pub fn in_memory(name: String, files: Vec<(String, Vec<u8>)>) -> Result<Self, LoadError> {
-        Self::new(name, Files::in_memory(files), None)
+        Self::new(Files::in_memory(name, files), None)
     }
 
-    fn new(name: String, files: Files, expected: Option<ModelDigest>) -> Result<Self, LoadError> {
+    fn new(files: Files, expected: Option<ModelDigest>) -> Result<Self, LoadError> {
         let config = files.texts.config()?;
         let plan = files.index().and_then(|index| Plan::new(&index, layout(&config.dimensions)));
         if plan.is_err() && expected.is_none() {
             // A vocabulary that does not fit the configuration is the better answer.
             files.texts.tokenizer(&config)?;
         }
-        Ok(Self { name, config, expected, files, plan: plan? })
+        Ok(Self { config, expected, files, plan: plan? })
     }
 
     /// Dimensions and end-of-turn tokens.
@@ -196,7 +210,7 @@ impl Unread {
         progress: &mut (dyn FnMut(u64, u64) + Send),
         put: &(dyn Fn(usize, usize, &[f32]) + Sync),
     ) -> Result<Description, LoadError> {
-        let Self { name, config, expected, files: Files { texts, weights }, plan } = self;
+        let Self { config, expected, files: Files { name, texts, weights }, plan } = self;
         let before = texts.bytes();
         let total = before + weights.iter().map(|file| file.size).sum::<u64>();
         let mut tell = |done: u64| progress(before + done, total);
@@ -223,15 +237,12 @@ impl Unread {
 /// The error of a folder that was to have a digest. Whatever is wrong inside a file, that it is not the expected file
 /// is the better answer.
 pub(crate) fn blame(dir: &Path, expected: Option<&ModelDigest>, error: LoadError) -> LoadError {
-    let inside = !matches!(error, LoadError::Manifest(_) | LoadError::Memory(_) | LoadError::Backend(_));
+    let inside = !matches!(
+        error,
+        LoadError::Manifest(_) | LoadError::Memory(_) | LoadError::Backend(_) | LoadError::Device(_)
+    );
     match expected.filter(|_| inside).map(|digest| manifest::verify_digest(dir, digest)) {
         Some(Err(other)) => other.into(),
         _ => error,
     }
-}
-
-fn folder_name(dir: &Path) -> String {
-    let resolved = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-    let name = resolved.file_name().and_then(|n| n.to_str()).unwrap_or("model");
-    name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(96).collect()
 }

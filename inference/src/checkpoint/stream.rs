@@ -334,7 +334,7 @@ mod tests {
     }
 
     fn in_memory(bytes: &[u8]) -> Files {
-        Files::in_memory(vec![("model.safetensors".to_owned(), bytes.to_vec())])
+        Files::in_memory("model".to_owned(), vec![("model.safetensors".to_owned(), bytes.to_vec())])
     }
 
     #[test]
@@ -368,7 +368,7 @@ mod tests {
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/cocoon-tiny");
         std::fs::copy(fixture.join("config.json"), dir.join("config.json")).unwrap();
         std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
-        Files::open(dir).unwrap()
+        Files::open(dir, super::super::parameters).unwrap()
     }
 
     /// The host changes a file after it was opened. What is handed out is what was hashed.

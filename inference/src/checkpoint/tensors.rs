@@ -22,6 +22,11 @@ impl Tensors {
         Ok(Self { files: files.into_iter().map(|(_, bytes)| bytes).collect(), index })
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains(name)
+    }
+
     /// The tensor of this name, which must have this shape, as f32.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TensorError> {
         let (entry, file) = self.index.find(name, shape)?;

@@ -4,6 +4,17 @@ use super::DecoderConfig;
 use super::ops::pool_dim;
 use crate::kernels::{BLOCK, KvPool, KvPrecision};
 
+/// Pools of `blocks` blocks, one for each layer.
+pub(crate) fn kv_pools(config: &DecoderConfig, blocks: usize) -> Vec<KvPool> {
+    let (kv, dim) = (config.num_key_value_heads, pool_dim(config.head_dim));
+    config.layers.iter().map(|_| KvPool::new(blocks, kv, dim, KvPrecision::F32)).collect()
+}
+
+/// Memory of a block in the pools of all layers.
+pub(crate) fn block_bytes(config: &DecoderConfig) -> u64 {
+    kv_pools(config, 1).iter().map(|pool| pool.bytes() as u64).sum()
+}
+
 /// The key/value cache of one sequence: a pool of blocks for each layer.
 ///
 /// Memory is taken as tokens come. It holds what the asker said in another form, so it is overwritten when the
@@ -22,10 +33,8 @@ impl KvCache {
     /// A cache with room for `capacity` tokens.
     pub fn new(config: &DecoderConfig, capacity: usize) -> Self {
         let blocks = capacity.div_ceil(BLOCK).max(1);
-        let (kv, dim) = (config.num_key_value_heads, pool_dim(config.head_dim));
-        let pool = |_| KvPool::new(blocks, kv, dim, KvPrecision::F32);
         let table = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).collect();
-        Self { pools: config.layers.iter().map(pool).collect(), table, capacity, len: 0, touched: 0 }
+        Self { pools: kv_pools(config, blocks), table, capacity, len: 0, touched: 0 }
     }
 
     /// Tokens in the cache.

@@ -40,7 +40,14 @@ mod view;
 pub mod weights;
 
 pub use cache::KvCache;
+pub(crate) use cache::{block_bytes, kv_pools};
 pub use config::{Attention, DecoderConfig, Family, Gate, RopeScaling, Rotary};
 pub use model::Decoder;
 pub use packing::{Packing, Places};
 pub use serving::ServingDecoder;
+pub(crate) use serving::Spot;
+
+#[cfg(feature = "gpu")]
+pub(crate) use rope::frequencies;
+#[cfg(feature = "gpu")]
+pub(crate) use weights::{LayerParts, Make, Parts, Role, Whole, read};

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use super::weights::{Named, Source, parameters, read};
+use super::weights::{Named, Parameter, Role, Source, parameters, read};
 use super::{DecoderConfig, ServingDecoder};
 use crate::kernels::{Filling, Matrix, Precision};
 
@@ -26,7 +26,7 @@ impl Packing {
     /// Takes the memory. Fails where the system has not as much.
     pub fn new(config: DecoderConfig, precision: Precision) -> io::Result<Self> {
         let (mut matrices, mut vectors) = (Vec::new(), Vec::new());
-        for tensors in parameters(&config) {
+        for Parameter { tensors, .. } in parameters(&config) {
             let rows = tensors.iter().map(|(_, shape)| height(shape)).sum();
             match width(&tensors) {
                 Some(width) => matrices.push(Matrix::zeros(rows, width, precision)?),
@@ -41,7 +41,7 @@ impl Packing {
         let mut matrices = self.matrices.iter_mut().map(|matrix| Slot::Matrix(matrix.filling()));
         let mut vectors = self.vectors.iter_mut().map(|values| Slot::Vector(Mutex::new(values)));
         let mut places = Places { slots: Vec::new(), tensors: Vec::new() };
-        for tensors in parameters(&self.config) {
+        for Parameter { tensors, .. } in parameters(&self.config) {
             let mut first = 0;
             for (_, shape) in &tensors {
                 places.tensors.push(Place { slot: places.slots.len(), first });
@@ -130,16 +130,16 @@ impl Source for Packed {
     type Vector = Vec<f32>;
     type Error = Infallible;
 
-    fn matrix(&mut self, tensors: &[Named]) -> Result<Matrix, Infallible> {
+    fn matrix(&mut self, parameter: &Parameter) -> Result<Matrix, Infallible> {
         let matrix = self.matrices.next();
-        Ok(matrix.unwrap_or_else(|| unreachable!("{tensors:?} are among the parameters that were packed")))
+        Ok(matrix.unwrap_or_else(|| unreachable!("{parameter:?} is among those that were packed")))
     }
 
-    fn values(&mut self, _tensors: &[Named]) -> Result<Vec<f32>, Infallible> {
+    fn values(&mut self, _: &Parameter) -> Result<Vec<f32>, Infallible> {
         Ok(self.vectors.next().unwrap_or_default())
     }
 
-    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
+    fn vector(&self, _: Role, values: Vec<f32>) -> Vec<f32> {
         values
     }
 }

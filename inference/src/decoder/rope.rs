@@ -47,7 +47,7 @@ impl Rope {
 }
 
 /// The `head_dim / 2` frequencies, in radians per position.
-pub(super) fn frequencies(head_dim: usize, Rotary { theta, scaling }: Rotary) -> Vec<f32> {
+pub(crate) fn frequencies(head_dim: usize, Rotary { theta, scaling }: Rotary) -> Vec<f32> {
     let plain = (0..head_dim / 2).map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64));
     plain.map(|frequency| scale(frequency, scaling) as f32).collect()
 }

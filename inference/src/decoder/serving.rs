@@ -4,7 +4,8 @@
 //! chunks in which its prompt was read ([`kernels`](crate::kernels) says why). So an answer can be resumed by
 //! another worker, which reads in one go what the first one made token by token.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::ThreadPool;
 
 use super::ops::{HeadSpec, attention, gated, linear, rms_norm};
 use super::rope::frequencies;
@@ -32,11 +33,11 @@ pub struct ServingDecoder {
 
 /// One row of a step: where it is in which sequence.
 #[derive(Debug, Clone, Copy)]
-struct Spot<'a> {
+pub(crate) struct Spot<'a> {
     /// Its position in its sequence.
-    position: usize,
+    pub(crate) position: usize,
     /// The blocks of its sequence in the pools, from position 0 to its own.
-    table: &'a [u32],
+    pub(crate) table: &'a [u32],
 }
 
 impl ServingDecoder {
@@ -80,7 +81,7 @@ impl ServingDecoder {
     ///
     /// The caller keeps ids below `vocab_size` and within the cache's capacity.
     pub fn forward(&self, ids: &[u32], cache: &mut KvCache) -> Tensor<2> {
-        self.pooled(|| {
+        self.pooled(None, || {
             let x = self.extend(ids, cache);
             self.head(x)
         })
@@ -89,16 +90,39 @@ impl ServingDecoder {
     /// Like [`forward`](Self::forward), but only the logits after the last id, `[1, vocab]`: the output projection
     /// is the largest product of a small model.
     pub fn forward_last(&self, ids: &[u32], cache: &mut KvCache) -> Tensor<2> {
-        self.pooled(|| {
+        self.pooled(None, || {
             let x = self.extend(ids, cache);
             let rows = x.dims()[0];
             self.head(x.slice_dim(0, rows.saturating_sub(1)..rows))
         })
     }
 
-    /// Runs on the threads of the pool if that is worth waking them.
-    fn pooled<T: Send>(&self, run: impl FnOnce() -> T + Send) -> T {
-        if self.bytes < ALONE_BYTES { run() } else { rayon::scope(|_| run()) }
+    /// Computes rows of any sequences whose keys and values are in `pools`, one pool for each layer; the logits
+    /// `[wanted, vocab]` after those rows that are `wanted`, if any is. `threads` absent are those of the process.
+    ///
+    /// The caller keeps ids below `vocab_size` and tables within the pools.
+    pub(crate) fn step(
+        &self,
+        ids: &[u32],
+        spots: &[Spot<'_>],
+        wanted: &[usize],
+        pools: &mut [KvPool],
+        threads: Option<&ThreadPool>,
+    ) -> Option<Tensor<2>> {
+        self.pooled(threads, || {
+            let x = self.hidden(ids, spots, pools);
+            let all = wanted.len() == ids.len();
+            (!wanted.is_empty()).then(|| self.head(if all { x } else { rows(x, wanted, &self.device) }))
+        })
+    }
+
+    /// Runs on the threads of a pool if that is worth waking them.
+    fn pooled<T: Send>(&self, threads: Option<&ThreadPool>, run: impl FnOnce() -> T + Send) -> T {
+        match threads {
+            _ if self.bytes < ALONE_BYTES => run(),
+            Some(threads) => threads.install(run),
+            None => rayon::scope(|_| run()),
+        }
     }
 
     fn extend(&self, ids: &[u32], cache: &mut KvCache) -> Tensor<2> {
@@ -184,4 +208,11 @@ impl ServingDecoder {
             None => x,
         }
     }
+}
+
+/// Some rows of a tensor.
+fn rows(x: Tensor<2>, wanted: &[usize], device: &Device) -> Tensor<2> {
+    let count = wanted.len();
+    let wanted: Vec<i64> = wanted.iter().map(|&row| row as i64).collect();
+    x.select(0, Tensor::<1, Int>::from_data(TensorData::new(wanted, [count]), device))
 }

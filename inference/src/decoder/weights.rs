@@ -11,61 +11,96 @@ use super::{Decoder, DecoderConfig};
 /// A tensor of a checkpoint: its name and its shape.
 pub type Named = (String, Vec<usize>);
 
-/// Names and shapes of all tensors of a checkpoint of these dimensions, in a fixed order.
-pub fn layout(config: &DecoderConfig) -> Vec<Named> {
-    parameters(config).concat()
+/// What a matrix multiplies, or a vector is added to or multiplied with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Rows of the embedding table or of the output projection.
+    Vocabulary,
+    /// The residual stream: the norms of its values, and what is added to them.
+    #[default]
+    Stream,
+    /// Query, key and value heads, from the residual stream.
+    Projections,
+    /// Heads, back to the residual stream.
+    AttentionOutput,
+    /// The feed-forward layer and its gate, from the residual stream.
+    GateUp,
+    /// The feed-forward layer, back to the residual stream.
+    Down,
 }
 
-/// The tensors of each parameter, row under row or end to end, in the order in which [`read`] takes them.
-pub(super) fn parameters(config: &DecoderConfig) -> Vec<Vec<Named>> {
+/// A parameter of a decoder, which may be several tensors of a checkpoint: row under row, or end to end.
+#[derive(Debug, Default)]
+pub(crate) struct Parameter {
+    pub(crate) role: Role,
+    pub(crate) tensors: Vec<Named>,
+}
+
+/// Names and shapes of all tensors of a checkpoint of these dimensions, in a fixed order.
+pub fn layout(config: &DecoderConfig) -> Vec<Named> {
+    parameters(config).into_iter().flat_map(|parameter| parameter.tensors).collect()
+}
+
+/// All parameters, in the order in which [`read`] takes them.
+pub(super) fn parameters(config: &DecoderConfig) -> Vec<Parameter> {
     let (d, width) = (config.hidden_size, config.head_dim);
     let (q, kv) = (config.num_attention_heads * width, config.num_key_value_heads * width);
     let (ffn, family) = (config.intermediate_size, config.family);
-    let mut all = vec![vec![("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, d])]];
+    let one = |role, name: &str, shape: &[usize]| Parameter {
+        role,
+        tensors: vec![(name.to_owned(), shape.to_vec())],
+    };
+    let mut all = vec![one(Role::Vocabulary, "model.embed_tokens.weight", &[config.vocab_size, d])];
     for i in 0..config.layers.len() {
-        let mut put = |tensors: &[(&str, &[usize])]| {
+        let mut put = |role, tensors: &[(&str, &[usize])]| {
             let named =
                 |(name, shape): &(&str, &[usize])| (format!("model.layers.{i}.{name}"), shape.to_vec());
-            all.push(tensors.iter().map(named).collect());
+            all.push(Parameter { role, tensors: tensors.iter().map(named).collect() });
         };
-        put(&[("input_layernorm.weight", &[d])]);
-        put(&[
-            ("self_attn.q_proj.weight", &[q, d]),
-            ("self_attn.k_proj.weight", &[kv, d]),
-            ("self_attn.v_proj.weight", &[kv, d]),
-        ]);
-        put(&[("self_attn.o_proj.weight", &[d, q])]);
+        put(Role::Stream, &[("input_layernorm.weight", &[d])]);
+        put(
+            Role::Projections,
+            &[
+                ("self_attn.q_proj.weight", &[q, d]),
+                ("self_attn.k_proj.weight", &[kv, d]),
+                ("self_attn.v_proj.weight", &[kv, d]),
+            ],
+        );
+        put(Role::AttentionOutput, &[("self_attn.o_proj.weight", &[d, q])]);
         if config.attention_bias {
-            put(&[
-                ("self_attn.q_proj.bias", &[q]),
-                ("self_attn.k_proj.bias", &[kv]),
-                ("self_attn.v_proj.bias", &[kv]),
-            ]);
-            put(&[("self_attn.o_proj.bias", &[d])]);
+            put(
+                Role::Projections,
+                &[
+                    ("self_attn.q_proj.bias", &[q]),
+                    ("self_attn.k_proj.bias", &[kv]),
+                    ("self_attn.v_proj.bias", &[kv]),
+                ],
+            );
+            put(Role::Stream, &[("self_attn.o_proj.bias", &[d])]);
         }
         if family.normalises_heads() {
-            put(&[("self_attn.q_norm.weight", &[width])]);
-            put(&[("self_attn.k_norm.weight", &[width])]);
+            put(Role::Stream, &[("self_attn.q_norm.weight", &[width])]);
+            put(Role::Stream, &[("self_attn.k_norm.weight", &[width])]);
         }
         // Without output norms, `post_attention_layernorm` stands before the feed-forward part; with
         // them it is what its name says.
-        put(&[("post_attention_layernorm.weight", &[d])]);
+        put(Role::Stream, &[("post_attention_layernorm.weight", &[d])]);
         if family.normalises_outputs() {
-            put(&[("pre_feedforward_layernorm.weight", &[d])]);
-            put(&[("post_feedforward_layernorm.weight", &[d])]);
+            put(Role::Stream, &[("pre_feedforward_layernorm.weight", &[d])]);
+            put(Role::Stream, &[("post_feedforward_layernorm.weight", &[d])]);
         }
-        put(&[("mlp.gate_proj.weight", &[ffn, d]), ("mlp.up_proj.weight", &[ffn, d])]);
-        put(&[("mlp.down_proj.weight", &[d, ffn])]);
+        put(Role::GateUp, &[("mlp.gate_proj.weight", &[ffn, d]), ("mlp.up_proj.weight", &[ffn, d])]);
+        put(Role::Down, &[("mlp.down_proj.weight", &[d, ffn])]);
     }
-    all.push(vec![("model.norm.weight".to_owned(), vec![d])]);
+    all.push(one(Role::Stream, "model.norm.weight", &[d]));
     if !config.tie_word_embeddings {
-        all.push(vec![("lm_head.weight".to_owned(), vec![config.vocab_size, d])]);
+        all.push(one(Role::Vocabulary, "lm_head.weight", &[config.vocab_size, d]));
     }
     all
 }
 
 /// Where a decoder's parameters come from.
-pub(super) trait Source {
+pub(crate) trait Source {
     /// A weight.
     type Matrix;
     /// A norm or a bias.
@@ -74,52 +109,103 @@ pub(super) trait Source {
     type Error;
 
     /// The tensors, row under row.
-    fn matrix(&mut self, tensors: &[Named]) -> Result<Self::Matrix, Self::Error>;
+    fn matrix(&mut self, parameter: &Parameter) -> Result<Self::Matrix, Self::Error>;
     /// The tensors, end to end.
-    fn values(&mut self, tensors: &[Named]) -> Result<Vec<f32>, Self::Error>;
+    fn values(&mut self, parameter: &Parameter) -> Result<Vec<f32>, Self::Error>;
     /// Values as they are multiplied or added.
-    fn vector(&self, values: Vec<f32>) -> Self::Vector;
+    fn vector(&self, role: Role, values: Vec<f32>) -> Self::Vector;
+}
+
+/// What a decoder makes of the values of whole tensors.
+pub(crate) trait Make {
+    /// A weight.
+    type Matrix;
+    /// A norm or a bias.
+    type Vector;
+
+    fn matrix(&self, role: Role, values: Vec<f32>, shape: [usize; 2]) -> Self::Matrix;
+    fn vector(&self, role: Role, values: Vec<f32>) -> Self::Vector;
+}
+
+/// Parameters made of tensors that `fetch` hands out by name and shape. It vouches for the number of values.
+pub(crate) struct Whole<'a, T, F> {
+    pub(crate) make: &'a T,
+    pub(crate) fetch: F,
+}
+
+impl<T: Make, F, E> Source for Whole<'_, T, F>
+where
+    F: FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+{
+    type Matrix = T::Matrix;
+    type Vector = T::Vector;
+    type Error = E;
+
+    fn matrix(&mut self, parameter: &Parameter) -> Result<T::Matrix, E> {
+        let (mut rows, mut columns) = (0, 0);
+        for (_, shape) in &parameter.tensors {
+            if let [height, width] = shape[..] {
+                (rows, columns) = (rows + height, width);
+            }
+        }
+        let values = self.values(parameter)?;
+        Ok(self.make.matrix(parameter.role, values, [rows, columns]))
+    }
+
+    fn values(&mut self, parameter: &Parameter) -> Result<Vec<f32>, E> {
+        let mut data = Vec::new();
+        for (name, shape) in &parameter.tensors {
+            let part = (self.fetch)(name, shape)?;
+            // The first part is taken as it is: the largest matrices are single and need no copy.
+            if data.is_empty() { data = part } else { data.extend(part) }
+        }
+        Ok(data)
+    }
+
+    fn vector(&self, role: Role, values: Vec<f32>) -> T::Vector {
+        self.make.vector(role, values)
+    }
 }
 
 /// The parameters of a decoder.
 #[derive(Debug)]
-pub(super) struct Parts<M, V> {
+pub(crate) struct Parts<M, V> {
     /// `[vocab, hidden]`.
-    pub(super) embed: M,
-    pub(super) layers: Vec<LayerParts<M, V>>,
+    pub(crate) embed: M,
+    pub(crate) layers: Vec<LayerParts<M, V>>,
     /// Before the output projection, `[hidden]`.
-    pub(super) norm: V,
+    pub(crate) norm: V,
     /// `[vocab, hidden]`; absent when embeddings are tied.
-    pub(super) lm_head: Option<M>,
+    pub(crate) lm_head: Option<M>,
 }
 
 /// The parameters of a layer. Norm weights are as they are multiplied: Gemma's offset is added already.
 #[derive(Debug)]
-pub(super) struct LayerParts<M, V> {
+pub(crate) struct LayerParts<M, V> {
     /// Before attention, `[hidden]`.
-    pub(super) attention_norm: V,
+    pub(crate) attention_norm: V,
     /// After attention, where the family has it.
-    pub(super) attention_out_norm: Option<V>,
+    pub(crate) attention_out_norm: Option<V>,
     /// Before the feed-forward part, `[hidden]`.
-    pub(super) mlp_norm: V,
+    pub(crate) mlp_norm: V,
     /// After the feed-forward part, where the family has it.
-    pub(super) mlp_out_norm: Option<V>,
+    pub(crate) mlp_out_norm: Option<V>,
     /// Norms of a query head and of a key head, `[head_dim]` each, where heads are normalised.
-    pub(super) head_norms: Option<(Vec<f32>, Vec<f32>)>,
+    pub(crate) head_norms: Option<(Vec<f32>, Vec<f32>)>,
     /// Query, key and value projections, stacked: `[(heads + 2 · kv_heads) · head_dim, hidden]`.
-    pub(super) qkv: M,
-    pub(super) qkv_bias: Option<V>,
+    pub(crate) qkv: M,
+    pub(crate) qkv_bias: Option<V>,
     /// `[hidden, heads · head_dim]`.
-    pub(super) o: M,
-    pub(super) o_bias: Option<V>,
+    pub(crate) o: M,
+    pub(crate) o_bias: Option<V>,
     /// Gate and up projections, stacked: `[2 · intermediate, hidden]`.
-    pub(super) gate_up: M,
+    pub(crate) gate_up: M,
     /// `[hidden, intermediate]`.
-    pub(super) down: M,
+    pub(crate) down: M,
 }
 
 /// Reads all parameters, in the order of [`parameters`].
-pub(super) fn read<S: Source>(
+pub(crate) fn read<S: Source>(
     config: &DecoderConfig,
     source: &mut S,
 ) -> Result<Parts<S::Matrix, S::Vector>, S::Error> {
@@ -168,33 +254,33 @@ pub(super) fn read<S: Source>(
 
 /// Parameters in the order of [`parameters`].
 struct Reader<'a, S> {
-    parameters: std::vec::IntoIter<Vec<Named>>,
+    parameters: std::vec::IntoIter<Parameter>,
     source: &'a mut S,
     norm_offset: f32,
 }
 
 impl<S: Source> Reader<'_, S> {
-    fn next(&mut self) -> Vec<Named> {
+    fn next(&mut self) -> Parameter {
         // `parameters` lists exactly what `read` takes; nothing could only follow a slip there, and the parity test
         // would see it.
         self.parameters.next().unwrap_or_default()
     }
 
     fn matrix(&mut self) -> Result<S::Matrix, S::Error> {
-        let tensors = self.next();
-        self.source.matrix(&tensors)
+        let parameter = self.next();
+        self.source.matrix(&parameter)
     }
 
     fn bias(&mut self) -> Result<S::Vector, S::Error> {
-        let tensors = self.next();
-        let values = self.source.values(&tensors)?;
-        Ok(self.source.vector(values))
+        let parameter = self.next();
+        let values = self.source.values(&parameter)?;
+        Ok(self.source.vector(parameter.role, values))
     }
 
     /// The next norm weight, as it is multiplied.
     fn norm_values(&mut self) -> Result<Vec<f32>, S::Error> {
-        let tensors = self.next();
-        let mut weight = self.source.values(&tensors)?;
+        let parameter = self.next();
+        let mut weight = self.source.values(&parameter)?;
         if self.norm_offset != 0.0 {
             weight.iter_mut().for_each(|w| *w += self.norm_offset);
         }
@@ -203,54 +289,24 @@ impl<S: Source> Reader<'_, S> {
 
     fn norm(&mut self) -> Result<S::Vector, S::Error> {
         let values = self.norm_values()?;
-        Ok(self.source.vector(values))
+        Ok(self.source.vector(Role::Stream, values))
     }
 }
 
-/// Parameters of burn modules, from tensors that `fetch` hands out.
-struct Params<'a, F> {
-    device: &'a Device,
-    fetch: F,
-}
+/// Parameters of burn modules.
+struct Params<'a>(&'a Device);
 
-impl<F> Params<'_, F> {
-    fn tensor(&self, values: Vec<f32>, shape: [usize; 2]) -> Param<Tensor<2>> {
-        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.device))
-    }
-}
-
-impl<F, E> Source for Params<'_, F>
-where
-    F: FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
-{
+impl Make for Params<'_> {
     type Matrix = Param<Tensor<2>>;
     type Vector = Param<Tensor<1>>;
-    type Error = E;
 
-    fn matrix(&mut self, tensors: &[Named]) -> Result<Param<Tensor<2>>, E> {
-        let (mut rows, mut columns) = (0, 0);
-        for (_, shape) in tensors {
-            if let [height, width] = shape[..] {
-                (rows, columns) = (rows + height, width);
-            }
-        }
-        let values = self.values(tensors)?;
-        Ok(self.tensor(values, [rows, columns]))
+    fn matrix(&self, _: Role, values: Vec<f32>, shape: [usize; 2]) -> Param<Tensor<2>> {
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.0))
     }
 
-    fn values(&mut self, tensors: &[Named]) -> Result<Vec<f32>, E> {
-        let mut data = Vec::new();
-        for (name, shape) in tensors {
-            let part = (self.fetch)(name, shape)?;
-            // The first part is taken as it is: the largest matrices are single and need no copy.
-            if data.is_empty() { data = part } else { data.extend(part) }
-        }
-        Ok(data)
-    }
-
-    fn vector(&self, values: Vec<f32>) -> Param<Tensor<1>> {
+    fn vector(&self, _: Role, values: Vec<f32>) -> Param<Tensor<1>> {
         let length = values.len();
-        Param::from_tensor(Tensor::from_data(TensorData::new(values, [length]), self.device))
+        Param::from_tensor(Tensor::from_data(TensorData::new(values, [length]), self.0))
     }
 }
 
@@ -262,15 +318,15 @@ impl Decoder {
         device: &Device,
         fetch: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let mut params = Params { device, fetch };
-        let Parts { embed, layers, norm, lm_head } = read(&config, &mut params)?;
+        let make = Params(device);
+        let Parts { embed, layers, norm, lm_head } = read(&config, &mut Whole { make: &make, fetch })?;
         // The norms of all heads in one matrix, the score's scale in that of the queries.
         let head_norms = |(query, key): (Vec<f32>, Vec<f32>)| {
             let (heads, kv) = (config.num_attention_heads, config.num_key_value_heads);
             let scale = config.query_scale as f32;
             let mut data = query.into_iter().map(|w| w * scale).collect::<Vec<_>>().repeat(heads);
             data.extend(key.repeat(kv));
-            params.tensor(data, [heads + kv, config.head_dim])
+            make.matrix(Role::Stream, data, [heads + kv, config.head_dim])
         };
         let layer = |parts: LayerParts<_, _>| Layer {
             attention_norm: parts.attention_norm,

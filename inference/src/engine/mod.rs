@@ -1,29 +1,38 @@
 //! Engines: what turns a request into tokens, one step at a time.
 //!
-//! [`Engine::start`] checks a request against the model and returns a [`Generation`]; each
-//! [`Generation::step`] does a bounded piece of work: a chunk of the prompt, or one token. Nothing
-//! is computed between steps, so whoever drives a generation decides how far it may run: the
-//! [`runner`](crate::runner) stops exactly where an asker's credit ends.
+//! An engine has two halves, so that many answers can share one model:
+//!
+//! * [`Engine::start`] checks and tokenises a request. What comes of it is a [`Sequence`] to compute and an
+//!   [`Answer`], which picks tokens from what the model computed and turns them into text.
+//! * [`Engine::executor`] owns keys and values of all sequences. An [`Executor`] computes what a
+//!   [`Plan`] of the [`scheduler`](crate::scheduler) says, and nothing else: whoever plans decides how far an
+//!   answer may run. The [`runner`](crate::runner) stops exactly where an asker's credit ends.
+//!
+//! Three engines:
 //!
 //! * [`BurnEngine`] serves a checkpoint.
 //! * [`EchoEngine`] repeats the question at no cost, to measure everything around an engine.
 //! * [`Paced`] slows another engine down to a given interval, to give tests time to interfere.
 
 mod burn;
+mod complete;
 mod echo;
 mod logprobs;
 mod paced;
 mod sampler;
 
-use std::time::Instant;
+use std::time::Duration;
 
 pub use burn::{BurnEngine, TokenSequence};
+pub use complete::{CompleteError, Completion, complete};
 pub use echo::EchoEngine;
 pub use paced::Paced;
 pub use sampler::Sampler;
 
 pub use crate::checkpoint::LoadError;
-use crate::{FinishReason, GenerateRequest, ModelInfo, RequestError, Token, Usage};
+use crate::constraint::ConstraintError;
+use crate::scheduler::{BlockId, Plan, Run, Sequence};
+use crate::{AnswerForm, GenerateRequest, ModelInfo, RequestError, Token};
 
 /// A model that is ready to serve.
 pub trait Engine: Send + Sync {
@@ -31,44 +40,114 @@ pub trait Engine: Send + Sync {
     fn info(&self) -> &ModelInfo;
 
     /// Checks and tokenises a request. Cheap: nothing of the model runs.
-    fn start(&self, request: &GenerateRequest) -> Result<Box<dyn Generation>, RequestError>;
+    fn start(&self, request: &GenerateRequest) -> Result<Started, RequestError>;
+
+    /// How it wants its work cut.
+    fn shape(&self) -> Shape;
+
+    /// Memory for sequences, and leave to compute them.
+    fn executor(&self, resources: Resources) -> Result<Box<dyn Executor>, EngineError>;
+
+    /// The least time between two tokens of an answer, if there is one.
+    fn interval(&self) -> Option<Duration> {
+        None
+    }
 }
 
-/// One answer in the making. Dropping it frees its memory.
-pub trait Generation: Send {
-    /// Tokens of the prompt, a resumed request's prefix included.
-    fn prompt_tokens(&self) -> u32;
-
-    /// Does the next bounded piece of work. After [`Step::Finished`] it goes on returning that,
-    /// with an empty text.
-    fn step(&mut self) -> Result<Step, EngineError>;
-
-    /// Whether the next step is sure to be [`Step::Finished`] and to cost nothing, so that it needs
-    /// no credit.
-    fn at_end(&self) -> bool;
+/// A request that was found good.
+pub struct Started {
+    /// What to compute.
+    pub sequence: Sequence,
+    /// How its text is to be read.
+    pub form: AnswerForm,
+    /// What to make of it.
+    pub answer: Box<dyn Answer>,
 }
 
-/// What a step did.
+impl std::fmt::Debug for Started {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Started").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+/// How an engine wants its work cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Positions of a block of keys and values.
+    pub block_tokens: u32,
+    /// Memory of a block, in bytes.
+    pub block_bytes: u64,
+    /// Prompt tokens that a step computes: enough for matrix products to run at full speed, few enough that a long
+    /// prompt does not keep other answers waiting.
+    pub prefill: u32,
+    /// Most positions of a sequence.
+    pub context: u32,
+}
+
+/// What an executor may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// Blocks of keys and values.
+    pub blocks: u32,
+    /// Threads that compute; 0 for one per core.
+    pub threads: usize,
+}
+
+/// One answer in the making.
+pub trait Answer: Send {
+    /// The next token, from the logits after the last one. They may be changed. Called again with the same logits
+    /// after a step was repeated, it gives the same token only if the first call's was discarded with the answer.
+    fn next(&mut self, logits: &mut [f32]) -> Result<Next, EngineError>;
+
+    /// Text that was held back until now.
+    fn finish(&mut self) -> String;
+}
+
+/// What follows in an answer.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
-    /// Worked on the prompt; no token yet.
-    Prefilling {
-        /// Prompt tokens done.
-        done: u32,
-        /// Prompt tokens in all.
-        total: u32,
-    },
-    /// Did nothing; there is nothing to do before this instant.
-    Wait(Instant),
-    /// Made a token.
+pub enum Next {
+    /// A token.
     Token(Token),
-    /// The answer is complete.
-    Finished {
-        /// Why.
-        reason: FinishReason,
-        /// Text that was held back until now.
-        text: String,
-    },
+    /// A token that completes the answer.
+    Last(Token),
+    /// The model ended its turn.
+    End,
+}
+
+/// Computes sequences. Dropping it overwrites what it keeps of them.
+pub trait Executor: Send {
+    /// Overwrites blocks, whose next owner must not learn what was in them.
+    fn wipe(&mut self, blocks: &[BlockId]);
+
+    /// Computes some runs of a plan; the logits of those that sample, in their order.
+    fn run(&mut self, plan: &Plan, runs: &[Run]) -> Result<Logits, EngineError>;
+}
+
+/// Logits, a row for each token to be sampled.
+#[derive(Clone, Default)]
+pub struct Logits {
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl Logits {
+    /// Rows of `width` values. An engine that has none gives rows without values.
+    pub fn new(values: Vec<f32>, width: usize) -> Self {
+        Self { values, width }
+    }
+
+    /// A row; empty if it is not there.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        let from = row.saturating_mul(self.width);
+        self.values.get_mut(from..from.saturating_add(self.width)).unwrap_or_default()
+    }
+}
+
+impl std::fmt::Debug for Logits {
+    /// Without the values: what an asker gets has no place in a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Logits").field("values", &self.values.len()).field("width", &self.width).finish()
+    }
 }
 
 /// Why a generation broke off. The request was fine; the worker is at fault.
@@ -86,57 +165,10 @@ pub enum EngineError {
     /// The tensor backend failed.
     #[error("the tensor backend failed: {0}")]
     Backend(String),
-}
-
-/// An answer as a whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Completion {
-    /// The text.
-    pub text: String,
-    /// The ids, without the end-of-turn token.
-    pub ids: Vec<u32>,
-    /// Why it ended.
-    pub reason: FinishReason,
-    /// Token counts.
-    pub usage: Usage,
-}
-
-/// Why [`complete`] failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CompleteError {
-    /// The request is refused.
-    #[error(transparent)]
-    Request(#[from] RequestError),
-    /// The engine failed.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-}
-
-/// Runs a request to its end in the caller's thread, handing each token on as it is made.
-pub fn complete(
-    engine: &dyn Engine,
-    request: &GenerateRequest,
-    mut on_token: impl FnMut(&Token),
-) -> Result<Completion, CompleteError> {
-    let mut generation = engine.start(request)?;
-    let (mut text, mut ids) = (String::new(), Vec::new());
-    loop {
-        match generation.step()? {
-            Step::Prefilling { .. } => {}
-            Step::Wait(until) => paced::sleep_until(until),
-            Step::Token(token) => {
-                on_token(&token);
-                text.push_str(&token.text);
-                ids.push(token.id);
-            }
-            Step::Finished { reason, text: tail } => {
-                text.push_str(&tail);
-                let usage = Usage {
-                    prompt_tokens: generation.prompt_tokens(),
-                    completion_tokens: u32::try_from(ids.len()).unwrap_or(u32::MAX),
-                };
-                return Ok(Completion { text, ids, reason, usage });
-            }
-        }
-    }
+    /// The answer cannot go on within its grammar.
+    #[error("the answer cannot follow its grammar any further: {0}")]
+    Constraint(#[from] ConstraintError),
+    /// Every token that may follow is banned by the request's own `logit_bias`.
+    #[error("`logit_bias` bans every token that may follow; allow more")]
+    Banned,
 }

@@ -1,16 +1,12 @@
 //! An engine slowed down to a steady pace.
 
-// The pace is wall-clock time by definition; `complete` waits for it in the caller's thread.
-#![allow(clippy::disallowed_methods)]
-
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Engine, EngineError, Generation, Step};
+use super::{Engine, EngineError, Executor, Resources, Shape, Started};
 use crate::{GenerateRequest, ModelInfo, RequestError};
 
-/// Lets another engine make at most one token per interval. It never blocks: between tokens it
-/// answers [`Step::Wait`].
+/// Lets another engine make at most one token per interval and answer. It never blocks: whoever drives it waits.
 pub struct Paced {
     inner: Arc<dyn Engine>,
     interval: Duration,
@@ -34,42 +30,19 @@ impl Engine for Paced {
         self.inner.info()
     }
 
-    fn start(&self, request: &GenerateRequest) -> Result<Box<dyn Generation>, RequestError> {
-        let inner = self.inner.start(request)?;
-        Ok(Box::new(PacedGeneration { inner, interval: self.interval, due: None }))
-    }
-}
-
-struct PacedGeneration {
-    inner: Box<dyn Generation>,
-    interval: Duration,
-    /// When the next token may be made; the first one at once.
-    due: Option<Instant>,
-}
-
-impl Generation for PacedGeneration {
-    fn prompt_tokens(&self) -> u32 {
-        self.inner.prompt_tokens()
+    fn start(&self, request: &GenerateRequest) -> Result<Started, RequestError> {
+        self.inner.start(request)
     }
 
-    fn step(&mut self) -> Result<Step, EngineError> {
-        let now = Instant::now();
-        if let Some(due) = self.due.filter(|due| *due > now && !self.inner.at_end()) {
-            return Ok(Step::Wait(due));
-        }
-        let step = self.inner.step()?;
-        if matches!(step, Step::Token(_)) {
-            self.due = Some(now + self.interval);
-        }
-        Ok(step)
+    fn shape(&self) -> Shape {
+        self.inner.shape()
     }
 
-    fn at_end(&self) -> bool {
-        self.inner.at_end()
+    fn executor(&self, resources: Resources) -> Result<Box<dyn Executor>, EngineError> {
+        self.inner.executor(resources)
     }
-}
 
-/// For callers that own their thread.
-pub(super) fn sleep_until(until: Instant) {
-    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+    fn interval(&self) -> Option<Duration> {
+        Some(self.interval)
+    }
 }

@@ -32,6 +32,8 @@ pub struct Sampler {
     candidates: Vec<(u32, f64)>,
     /// Scratch: logits that penalties and bias replaced, in that order.
     replaced: Vec<(u32, f32)>,
+    /// Scratch: the logits of allowed tokens.
+    masked: Vec<f32>,
 }
 
 impl Sampler {
@@ -47,6 +49,7 @@ impl Sampler {
             bias: sampling.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect(),
             candidates: Vec::new(),
             replaced: Vec::new(),
+            masked: Vec::new(),
         };
         prefix.iter().for_each(|&id| sampler.observe(id));
         sampler
@@ -57,14 +60,27 @@ impl Sampler {
         self.penalties.observe(id);
     }
 
-    /// The token for an output position, or `None` if the logits hold NaN or infinity, or every token is
-    /// banned. The logits are changed meanwhile and left as they were.
+    /// The token for an output position, or `None` if every token is banned. The logits are finite; they are changed
+    /// meanwhile and left as they were.
     pub fn pick(&mut self, logits: &mut [f32], position: u32) -> Option<u32> {
-        if logits.iter().any(|l| !l.is_finite()) {
-            return None;
-        }
+        self.pick_among(logits, None, position)
+    }
+
+    /// The same among those tokens that are `allowed`, by id.
+    pub fn pick_among(&mut self, logits: &mut [f32], allowed: Option<&[bool]>, position: u32) -> Option<u32> {
         self.adjust(logits);
-        let picked = self.draw(logits, position);
+        let picked = match allowed {
+            None => self.draw(logits, position),
+            Some(allowed) => {
+                let mut masked = std::mem::take(&mut self.masked);
+                masked.clear();
+                let mask = |(&logit, &allowed)| if allowed { logit } else { f32::NEG_INFINITY };
+                masked.extend(logits.iter().zip(allowed).map(mask));
+                let picked = self.draw(&masked, position);
+                self.masked = masked;
+                picked
+            }
+        };
         // Backwards, since a token may have a penalty and a bias.
         for (id, logit) in self.replaced.drain(..).rev() {
             if let Some(adjusted) = logits.get_mut(id as usize) {

@@ -36,10 +36,21 @@ fn greedy_ties_go_to_the_lowest_id() {
 }
 
 #[test]
-fn what_is_no_number_is_reported() {
-    assert_eq!(sampler(0.0, 1.0, 1).pick(&mut [0.0, f32::NAN], 0), None);
-    assert_eq!(sampler(1.0, 1.0, 1).pick(&mut [f32::INFINITY], 0), None);
+fn nothing_is_picked_where_nothing_is() {
     assert_eq!(sampler(1.0, 1.0, 1).pick(&mut [], 0), None);
+    assert_eq!(sampler(0.0, 1.0, 1).pick_among(&mut [1.0, 2.0], Some(&[false, false]), 0), None);
+}
+
+#[test]
+fn only_what_is_allowed_is_picked_and_the_logits_stay() {
+    let mut logits = [3.0, 2.0, 1.0, 0.0];
+    let allowed = [false, true, false, true];
+    assert_eq!(sampler(0.0, 1.0, 1).pick_among(&mut logits, Some(&allowed), 0), Some(1));
+    for position in 0..50 {
+        let picked = sampler(2.0, 1.0, 1).pick_among(&mut logits, Some(&allowed), position);
+        assert!(matches!(picked, Some(1 | 3)), "{picked:?}");
+    }
+    assert_eq!(logits, [3.0, 2.0, 1.0, 0.0]);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Attention over keys and values in blocks, for one new token or many.
 //!
-//! Each row asks on its own: it sees the keys from its `first_key` (a sliding window's, or 0) to its own position,
-//! and nothing else enters its result. All query heads that share a key head are computed together, so
+//! Each row asks on its own: it sees the keys from its `first_key` (a sliding window's, or 0) to its `position`,
+//! and nothing else enters its result. In a decoder that is its own position; in an encoder, where tokens see what
+//! follows them too, it is the last position of the text. All query heads that share a key head are computed together, so
 //! that keys and values are loaded once for them. There are two passes, with the scores in between kept in memory:
 //! scores by vectors of sixteen tokens, then the maximum, exponentials and their sum; then the values,
 //! token after token.
@@ -26,7 +27,7 @@ const PARALLEL_WORK: usize = 128 << 10;
 /// What one row of queries sees.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
-    /// Its own position, whose key is the last it sees.
+    /// The position of the last key it sees: its own, or in an encoder that of the last token.
     pub position: usize,
     /// The position of the first key it sees.
     pub first_key: usize,

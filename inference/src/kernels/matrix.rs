@@ -130,7 +130,7 @@ macro_rules! with_panels {
     };
 }
 
-/// A weight of shape `[out, in]` for [`matmul`](super::matmul).
+/// A weight of shape `[out, in]` for [`matmul`](super::matmul()).
 ///
 /// Weights that multiply the same rows are best stacked into one matrix (queries, keys and values; gate and
 /// up): their outputs then lie side by side.

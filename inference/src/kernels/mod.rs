@@ -1,4 +1,5 @@
-//! The arithmetic of a decoder on a processor: matrix products, norms, rotary positions, gates, attention.
+//! The arithmetic of decoders and encoders on a processor: matrix products, norms, rotary positions, activations,
+//! attention.
 //!
 //! # The same bits everywhere
 //!
@@ -11,15 +12,16 @@
 //!   load. Where a sum must go across a vector (norms, the sum of a softmax), sixteen lanes are summed apart
 //!   and then in one tree (`Simd::sum`), on machines with narrower registers too.
 //! * Every operation is IEEE 754 single precision, rounded to nearest, with multiply-add rounded once.
-//!   There is no libm: [`activation`] has its own exponential.
+//!   There is no libm: [`activation`] and [`mod@gelu`] have their own exponential.
 //!
 //! The chains, with `fma(a, b, c) = a · b + c`:
 //!
 //! | what | order |
 //! |---|---|
-//! | [`matmul`], `F32` and `F16` | `s = 0; for k in 0..in { s = fma(x[k], w[k], s) }` |
-//! | [`matmul`], `Int8` and `Int4` | `s = 0; for g in groups of 32 { s = fma(Σ xq · wq, xs[g] · ws[g], s) }`, the inner sum in integers and exact, the product of scales rounded |
+//! | [`matmul()`], `F32` and `F16` | `s = 0; for k in 0..in { s = fma(x[k], w[k], s) }` |
+//! | [`matmul()`], `Int8` and `Int4` | `s = 0; for g in groups of 32 { s = fma(Σ xq · wq, xs[g] · ws[g], s) }`, the inner sum in integers and exact, the product of scales rounded |
 //! | [`norm`] | lane `l` sums the squares of `x[l], x[l + 16], …` by fma; the tree; then `(x · r) · w`, `r = 1 / sqrt(sum / n + eps)` |
+//! | [`layer_norm`] | lane `l` sums `x[l], x[l + 16], …`, then the squares of what differs from the mean by fma; the tree each time; then `fma((x - mean) · r, w, b)` |
 //! | [`rope`] | `fma(a, cos, -(b · sin))`, `fma(a, sin, b · cos)` |
 //! | [`attention`] scores | as `matmul` over the dimensions of the head, then `· scale` |
 //! | [`attention`] softmax | `exp(s - max)`; lane `l` sums the tokens of positions `≡ l mod 16`; the tree |
@@ -36,7 +38,9 @@
 pub mod activation;
 pub mod attention;
 mod exp;
+pub mod gelu;
 mod heads;
+pub mod layer_norm;
 mod matmul;
 mod matrix;
 mod memory;

@@ -19,6 +19,10 @@ pub(super) const GROUP: usize = 32;
 /// Four inputs at a time are multiplied and added by one instruction.
 pub(super) const STEPS: usize = GROUP / 4;
 
+/// A small integer added to this is in the low bits of the sum. (A cast would check for values beyond its range, which
+/// cannot be here, one at a time.)
+const INTEGER: f32 = 12_582_912.0;
+
 /// Below this a group counts as zero, for the inverse of its scale would not be finite.
 const TINY: f32 = 1e-30;
 
@@ -135,8 +139,8 @@ impl Group for Nibbles {
         let (steps, _) = values.quants.as_chunks::<2>();
         for (to, [low, high]) in self.quants.iter_mut().zip(steps) {
             // In four bits, a number plus 8 is the number with its upper bit turned.
-            let [low, high] =
-                [low, high].map(|q| u32::from_ne_bytes(q.map(|q| q as u8)) & 0x0f0f_0f0f ^ 0x0808_0808);
+            let low = u32::from_ne_bytes(low.map(|q| q as u8)) & 0x0f0f_0f0f ^ 0x0808_0808;
+            let high = u32::from_ne_bytes(high.map(|q| q as u8)) & 0x0f0f_0f0f ^ 0x0808_0808;
             to[half][4 * lane..][..4].copy_from_slice(&(low | high << 4).to_ne_bytes());
         }
     }
@@ -172,9 +176,9 @@ impl Group for Nibbles {
         }
         for step in 0..STEPS / 2 {
             for m in 0..M {
-                let x = [rows[m].quants[2 * step], rows[m].quants[2 * step + 1]];
+                let (x, y) = (rows[m].quants[2 * step], rows[m].quants[2 * step + 1]);
                 for w in 0..W {
-                    dots[m][w] = simd.dot_nibbles(dots[m][w], &self.quants[step][half + w], x);
+                    dots[m][w] = simd.dot_nibbles(dots[m][w], &self.quants[step][half + w], x, y);
                 }
             }
         }
@@ -221,9 +225,8 @@ impl Activations {
         }
         let mut sum = 0_i32;
         for (to, from) in out.quants.as_flattened_mut().iter_mut().zip(padded) {
-            let quant = from as i32;
-            *to = quant as i8;
-            sum = sum.wrapping_add(quant);
+            *to = (from + INTEGER).to_bits() as i8;
+            sum = sum.wrapping_add(i32::from(*to));
         }
         out.offset = sum.wrapping_mul(-128);
         out

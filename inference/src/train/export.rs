@@ -170,8 +170,10 @@ mod tests {
     fn the_template_renders_what_was_trained() {
         let config = tokenizer_config().to_string();
         let template = ChatTemplate::parse(Some(config.as_bytes()), None).unwrap();
-        let message = |role, content: &str| Message { role, content: content.to_owned() };
-        let render = |messages: &[Message]| bytes::encode(&template.render(messages).unwrap());
+        let message = |role, content: &str| Message::new(role, content);
+        let render = |messages: &[Message]| {
+            bytes::encode(&template.render(&crate::checkpoint::Prompt::new(messages)).unwrap())
+        };
         let user = message(ChatRole::User, "2+2");
         let system = message(ChatRole::System, "You are a helpful assistant.");
         assert_eq!(render(std::slice::from_ref(&user)), bytes::prompt(None, "2+2"));

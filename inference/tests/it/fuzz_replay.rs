@@ -113,3 +113,15 @@ fn shard_index() {
 fn weights_header() {
     replay("weights_header", fuzz::weights_header);
 }
+
+#[cfg(feature = "engine")]
+#[test]
+fn encoder_config() {
+    replay("encoder_config", fuzz::encoder_config);
+}
+
+#[cfg(feature = "engine")]
+#[test]
+fn embedder_modules() {
+    replay("embedder_modules", fuzz::embedder_modules);
+}

@@ -2,16 +2,45 @@
 
 use std::path::Path;
 
-use cocoon_inference::{ChatRole, GenerateRequest, Message, Sampling, codec};
+use cocoon_inference::{
+    ChatRole, GenerateRequest, Message, Sampling, Structure, codec,
+    constraint::Grammar,
+    tools::{ToolCall, ToolChoice, ToolDefinition},
+};
 
 fn request() -> GenerateRequest {
     GenerateRequest {
         model: std::array::from_fn(|i| i as u8),
         messages: vec![
-            Message { role: ChatRole::System, content: "Be brief.".into() },
-            Message { role: ChatRole::User, content: "Grüße, 世界".into() },
-            Message { role: ChatRole::Assistant, content: "Hi".into() },
+            Message::new(ChatRole::System, "Be brief."),
+            Message::new(ChatRole::User, "Grüße, 世界"),
+            Message {
+                reasoning: Some("Add.".into()),
+                tool_calls: vec![ToolCall {
+                    id: "c1".into(),
+                    name: "add".into(),
+                    arguments: "{\"a\":1}".into(),
+                }],
+                ..Message::new(ChatRole::Assistant, "Hi")
+            },
+            Message {
+                tool_call_id: Some("c1".into()),
+                name: Some("add".into()),
+                ..Message::new(ChatRole::Tool, "3")
+            },
         ],
+        structure: Structure {
+            tools: vec![ToolDefinition {
+                name: "add".into(),
+                description: Some("Adds.".into()),
+                parameters: Some("{}".into()),
+            }],
+            choice: ToolChoice::Auto,
+            parallel: true,
+            grammar: Some(Grammar::JsonSchema("{\"type\":\"object\"}".into())),
+            variables: "{\"enable_thinking\":false}".into(),
+            now: Some(1_700_000_000),
+        },
         sampling: Sampling {
             temperature: 0.5,
             top_p: 0.9,
@@ -33,7 +62,7 @@ fn request() -> GenerateRequest {
 
 #[test]
 fn a_request_is_encoded_as_ever() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate_request_v2.hex");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate_request_v3.hex");
     let encoded = hex::encode(codec::encode_request(&request()).unwrap());
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, encoded.clone() + "\n").unwrap();
@@ -46,8 +75,8 @@ fn a_request_is_encoded_as_ever() {
 #[test]
 fn the_version_before_is_refused_by_number() {
     let mut old = codec::encode_request(&request()).unwrap();
-    old[0] = 1;
+    old[0] = 2;
     let error = codec::decode_request(&old).unwrap_err();
-    assert_eq!(error, codec::CodecError::Version { found: 1 });
+    assert_eq!(error, codec::CodecError::Version { found: 2 });
     assert!(error.to_string().contains("update"), "{error}");
 }

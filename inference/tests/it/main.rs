@@ -7,10 +7,14 @@ mod golden;
 #[cfg(feature = "engine")]
 mod checkpoint;
 #[cfg(feature = "engine")]
+mod embedder;
+#[cfg(feature = "engine")]
 mod generation;
 #[cfg(feature = "engine")]
 mod parity;
 #[cfg(feature = "engine")]
 mod runner;
+#[cfg(feature = "engine")]
+mod structure;
 #[cfg(feature = "engine")]
 mod testkit;

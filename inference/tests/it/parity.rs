@@ -47,7 +47,6 @@ fn relative_rms(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
     (error / squares(&mut expected.iter().flatten().map(|&b| f64::from(b)))).sqrt()
 }
 
-/// The largest difference at any position, relative to the largest logit there.
 fn difference(found: &[Vec<f32>], expected: &[Vec<f32>]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let at = |(a, b): (&Vec<f32>, &Vec<f32>)| {
@@ -137,7 +136,6 @@ fn rounded_weights_stay_near() {
             assert!(exact || (error.max > 0.0 && error.max <= weights), "{name} {precision:?}: {error:?}");
             let found = engine.logits(&expected.ids, 7).unwrap();
             let found = relative_rms(&found, &expected.logits);
-            println!("{name}, {precision}: {found:.2e}");
             assert!(found <= logits, "{name} {precision:?}: {found}");
             assert_eq!(engine.logits(&expected.ids, 1).unwrap(), engine.logits(&expected.ids, 16).unwrap());
         }
@@ -176,20 +174,12 @@ fn prompts_are_rendered_and_tokenised_as_transformers_does() {
         let text = std::fs::read_to_string(fixture(name).join("expected_chat.json")).unwrap();
         let chats: serde_json::Value = serde_json::from_str(&text).unwrap();
         for chat in chats.as_array().unwrap() {
-            let messages = chat["messages"].as_array().unwrap().iter().map(|m| Message {
-                role: match m["role"].as_str().unwrap() {
-                    "system" => ChatRole::System,
-                    "user" => ChatRole::User,
-                    _ => ChatRole::Assistant,
-                },
-                content: m["content"].as_str().unwrap().into(),
+            let messages = chat["messages"].as_array().unwrap().iter().map(|m| {
+                let role: ChatRole = serde_json::from_value(m["role"].clone()).unwrap();
+                Message::new(role, m["content"].as_str().unwrap())
             });
-            let request = GenerateRequest {
-                model: engine.info().digest,
-                messages: messages.collect(),
-                sampling: Sampling::default(),
-                prefix: Vec::new(),
-            };
+            let digest = engine.info().digest;
+            let request = GenerateRequest::new(digest, messages.collect(), Sampling::default());
             let rendered = engine.render(&request).unwrap();
             assert_eq!(rendered, chat["text"].as_str().unwrap());
             let ids: Vec<u64> =

@@ -20,10 +20,6 @@ pub(crate) fn load(name: &str) -> BurnEngine {
 }
 
 pub(crate) fn request(engine: &dyn Engine, content: &str, sampling: Sampling) -> GenerateRequest {
-    GenerateRequest {
-        model: engine.info().digest,
-        messages: vec![Message { role: ChatRole::User, content: content.into() }],
-        sampling,
-        prefix: Vec::new(),
-    }
+    let messages = vec![Message::new(ChatRole::User, content)];
+    GenerateRequest::new(engine.info().digest, messages, sampling)
 }

@@ -15,14 +15,19 @@ The tests and CI read only the files written here; neither ever needs torch.
 | `llama-linear` | Llama | f32, `linear` RoPE scaling, biases of attention, tied embeddings |
 | `mistral` | Mistral | bf16, sequences longer than the sliding window, weights in shards |
 | `gemma3` | Gemma 3 | bf16, sliding and global layers with two RoPE bases (the global one scaled), weights in shards |
+| `bert` | BERT | f32, heads narrower than a vector, all four ways of pooling |
+| `bert-masked` | BERT | f16, the encoder inside a `BertForMaskedLM`, whose tensors are called `bert.…` |
 
-All have head_dim != hidden_size / heads, fewer key/value heads than query heads, and norm weights that
+The decoders all have head_dim != hidden_size / heads, fewer key/value heads than query heads, and norm weights that
 are not one, since those are the places where a decoder can be wrong and still look right.
 
 expected.safetensors holds `ids` (the sequence), `logits` (f32, after every position), `greedy_prompt` and
 `greedy` (the continuation that `generate` picks). expected_chat.json holds rendered conversations with
 their token ids, from `apply_chat_template`. `mistral` and `gemma3` have SentencePiece vocabularies, the
 others byte-level ones.
+
+The encoders' expected.safetensors holds, for each text of expected_texts.json, what each way of pooling makes of its
+last hidden states, as sentence-transformers defines them, before any normalisation.
 """
 
 import json
@@ -34,6 +39,9 @@ import torch
 import transformers
 from safetensors.numpy import save_file as save_numpy
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -230,6 +238,116 @@ def write_checkpoint(name, model_class, config_class, dtype, seed, length=40, sh
     print(f"{name}: {count} parameters; smallest lead {lead:.1e}; greedy", greedy.tolist())
 
 
+TEXTS = [
+    "The cat sits outside.",
+    "a",
+    "Gr\u00fc\u00dfe, \u4e16\u754c! Don't PANIC",
+    "in the garden the dog plays and the cat sits and the sun shines and nobody is outside at all",
+    "unknowable \U0001f980 outside",
+]
+MAX_TOKENS = 16  # one text is longer
+
+
+def wordpiece_json():
+    """BERT's uncased vocabulary, with words for the texts above: some whole, some in pieces, one unknown."""
+    letters = "abcdefghiklmnoprstuwy"
+    words = ["the", "cat", "dog", "sits", "outside", "in", "garden", "and", "don", "panic", ".", ",", "!", "'"]
+    pieces = [*letters, *("##" + letter for letter in letters), "##able", "\u4e16"]
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words, *pieces]
+    special = [
+        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+        for i, token in enumerate(vocab[:5])
+    ]
+    parts = [("SpecialToken", "[CLS]", 0), ("Sequence", "A", 0), ("SpecialToken", "[SEP]", 0)]
+    pair = [*parts, ("Sequence", "B", 1), ("SpecialToken", "[SEP]", 1)]
+    return {
+        "version": "1.0",
+        # As published files have them: left from training, and not what the model is used with.
+        "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                    "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": special,
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True,
+                       "strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{kind: {"id": name, "type_id": type_id}} for kind, name, type_id in parts],
+            "pair": [{kind: {"id": name, "type_id": type_id}} for kind, name, type_id in pair],
+            "special_tokens": {
+                token: {"id": token, "ids": [vocab.index(token)], "tokens": [token]} for token in ("[CLS]", "[SEP]")
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": {token: i for i, token in enumerate(vocab)}},
+    }
+
+
+def write_encoder(name, model_class, dtype, seed, **dimensions):
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    vocabulary = wordpiece_json()
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary["model"]["vocab"]) + 3, max_position_embeddings=24, layer_norm_eps=1e-12,
+        **dimensions,
+    )
+    config._attn_implementation = "eager"
+    model = model_class(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "LayerNorm.weight" in parameter_name:
+                parameter.uniform_(0.4, 1.8)
+            else:
+                parameter.normal_(0.0, 0.3)
+            parameter.copy_(parameter.to(dtype).to(torch.float32))
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary, indent=1) + "\n")
+    files = {
+        "tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "model_max_length": 20, "do_lower_case": True},
+        "sentence_bert_config.json": {"max_seq_length": MAX_TOKENS, "do_lower_case": False},
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": config.hidden_size, "pooling_mode_cls_token": False,
+            "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+            for i, kind in enumerate(["Transformer", "Pooling", "Normalize"])
+        ],
+    }
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content, indent=1) + "\n")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.backend_tokenizer.no_padding()
+    encoder = getattr(model, "bert", model)
+    pooled, texts = {"mean": [], "cls": [], "max": [], "mean_sqrt_len_tokens": []}, []
+    with torch.no_grad():
+        for text in TEXTS:
+            ids = tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
+            rows = encoder(ids).last_hidden_state[0]
+            texts.append({"text": text, "ids": ids[0].tolist()})
+            pooled["mean"].append(rows.mean(dim=0))
+            pooled["cls"].append(rows[0])
+            pooled["max"].append(rows.max(dim=0).values)
+            pooled["mean_sqrt_len_tokens"].append(rows.sum(dim=0) / len(rows) ** 0.5)
+    lengths = [len(text["ids"]) for text in texts]
+    assert max(lengths) == MAX_TOKENS, "one text must be cut"
+    model.to(dtype).save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    save_numpy(
+        {way: torch.stack(rows).numpy().astype(numpy.float32) for way, rows in pooled.items()},
+        folder / "expected.safetensors",
+        metadata={"torch": torch.__version__, "transformers": transformers.__version__},
+    )
+    (folder / "expected_texts.json").write_text(json.dumps(texts, indent=1) + "\n")
+    for file in folder.rglob("*.*"):
+        file.chmod(0o644)
+    print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, tokens {lengths}")
+
+
 def main():
     print(sys.version, torch.__version__, transformers.__version__, numpy.__version__)
     write_checkpoint(
@@ -272,6 +390,14 @@ def main():
             "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         },
+    )
+    write_encoder(
+        "bert", BertModel, torch.float32, 7, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=40,
+    )
+    write_encoder(
+        "bert-masked", BertForMaskedLM, torch.float16, 8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=56,
     )
 
 

@@ -5,7 +5,7 @@ use std::{env, fs};
 use cocoon_client::{
     AnswerEvent, AskPolicy, ChainEndpoint, ChatRequest, Config, LightPeer, genesis::Genesis,
 };
-use cocoon_inference::{ChatRole, Message, Sampling};
+use cocoon_inference::{ChatRole, Message};
 use futures::StreamExt;
 
 #[tokio::main]
@@ -23,13 +23,12 @@ async fn main() -> anyhow::Result<()> {
 
     let peer = LightPeer::start(config).await?;
     let model = peer.models().await.first().map(|model| model.name.clone()).unwrap_or_default();
-    let messages = vec![Message { role: ChatRole::User, content: question.clone() }];
-    let sampling = Sampling::default();
-    let mut answer =
-        peer.chat(ChatRequest { model, messages, sampling, max_cost: None, deadline: None }).await?;
+    let messages = vec![Message::new(ChatRole::User, question.clone())];
+    let mut answer = peer.chat(ChatRequest::new(model, messages)).await?;
     while let Some(event) = answer.next().await {
         match event? {
             AnswerEvent::Started { leg } => eprintln!("[{} via {}]", leg.assurance, leg.worker),
+            AnswerEvent::Prepared { prompt_tokens, .. } => eprintln!("[{prompt_tokens} tokens read]"),
             AnswerEvent::Tokens(tokens) => tokens.iter().for_each(|token| print!("{}", token.text)),
             AnswerEvent::Failover { from, why } => eprintln!("[{from} failed: {why}]"),
             AnswerEvent::Finished { text, receipt, .. } => println!("{text}\n{receipt:#?}"),

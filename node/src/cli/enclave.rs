@@ -27,6 +27,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, instruments: Instruments) -> anyhow::Result<()> {
     args.supervised.attach()?;
     let config = EnclaveConfig::load(&args.config, &overrides(&args.set)?)?;
+    // What askers send, and what is computed of it, leaves no trace in memory that is given back.
+    crate::memory::overwrite_what_is_freed();
     // The engine has threads of its own; the rest of the enclave moves frames.
     let runtime = crate::process::runtime(1).context("cannot start the runtime")?;
     let supervised = args.supervised.clone();

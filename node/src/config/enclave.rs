@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use cocoon_inference::device::DeviceChoice;
 use cocoon_inference::kernels::Precision;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -61,6 +62,8 @@ pub struct EngineConfig {
     pub kind: EngineKind,
     /// Hex digest the loaded model must have; empty takes the embedded model's.
     pub model_digest: String,
+    /// How the weights are kept: f32, f16, int8 or int4. Fewer bits are faster and less exact.
+    pub precision: Precision,
     /// Answers produced at once.
     pub slots: u16,
     /// Requests that may wait.
@@ -78,7 +81,8 @@ impl Default for EngineConfig {
         Self {
             kind: EngineKind::Burn,
             model_digest: String::new(),
-            slots: 4,
+            precision: Precision::F32,
+            slots: 8,
             queue: 256,
             pace_ms: 0,
             echo_tokens: 50,
@@ -88,15 +92,23 @@ impl Default for EngineConfig {
 }
 
 /// `[model]`
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// A checkpoint's directory; empty for the embedded model.
     pub directory: PathBuf,
     /// Threads for inference; 0 for all cores.
     pub threads: usize,
-    /// How its weights are kept: f32, f16, int8 or int4. Fewer bits are faster and less exact.
-    pub precision: Precision,
+    /// Most memory for keys and values of the answers in progress, in MiB. It is taken as it is needed.
+    pub cache_mib: u32,
+    /// Where it runs: cpu, cuda, cuda:N or auto.
+    pub device: DeviceChoice,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self { directory: PathBuf::new(), threads: 0, cache_mib: 2048, device: DeviceChoice::Cpu }
+    }
 }
 
 /// Who makes the quotes.
@@ -181,15 +193,24 @@ impl EnclaveConfig {
 
     /// Digest of the measured section: every field with its name and in a fixed order, so that a field added
     /// later changes every digest instead of hiding in one.
+    ///
+    /// So is a GPU, although `[model]` names it: what it computes leaves the memory that the processor protects, and
+    /// no host may decide that alone.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        let EngineConfig { kind, model_digest, slots, queue, pace_ms, echo_tokens, echo_bytes } =
+        let EngineConfig { kind, model_digest, precision, slots, queue, pace_ms, echo_tokens, echo_bytes } =
             &self.engine;
-        let canonical = format!(
-            "kind={}\nmodel_digest={}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
+        let mut canonical = format!(
+            "kind={}\nmodel_digest={}\nprecision={precision}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
             kind.name(),
             model_digest.to_ascii_lowercase(),
         );
+        // Which GPU of a machine it is makes no difference.
+        match self.model.device {
+            DeviceChoice::Cpu => {}
+            DeviceChoice::Cuda(_) => canonical.push_str("device=cuda\n"),
+            DeviceChoice::Auto => canonical.push_str("device=auto\n"),
+        }
         let mut hash = Sha256::new();
         hash.update(DIGEST_DOMAIN);
         hash.update((canonical.len() as u64).to_be_bytes());
@@ -233,6 +254,16 @@ impl Document for EnclaveConfig {
         let engine = &self.engine;
         if engine.slots == 0 {
             return Err(ConfigError::value("engine.slots", 0, "use at least 1"));
+        }
+        if self.model.cache_mib == 0 {
+            return Err(ConfigError::value("model.cache_mib", 0, "use at least 1; 2048 is usual"));
+        }
+        if engine.precision != Precision::F32 && self.model.directory.as_os_str().is_empty() {
+            return Err(ConfigError::value(
+                "engine.precision",
+                engine.precision,
+                "use f32 for the embedded model, or name a checkpoint in `model.directory`",
+            ));
         }
         if engine.pace_ms > 60_000 {
             return Err(ConfigError::value("engine.pace_ms", engine.pace_ms, "use at most 60000"));
@@ -279,6 +310,15 @@ mod tests {
         let mut paced = base.clone();
         paced.engine.pace_ms = 1;
         assert_ne!(base.digest(), paced.digest());
+        let on = |device| {
+            let mut config = base.clone();
+            config.model.device = device;
+            config.digest()
+        };
+        assert_eq!(on(DeviceChoice::Cpu), base.digest());
+        assert_eq!(on(DeviceChoice::Cuda(0)), on(DeviceChoice::Cuda(1)));
+        assert_ne!(on(DeviceChoice::Cuda(0)), base.digest());
+        assert_ne!(on(DeviceChoice::Auto), on(DeviceChoice::Cuda(0)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use cocoon_attest::noise::{self, Channel, Prologue};
 use cocoon_client::session::inner::{self, FailCode, ToAsker, Welcome};
 use cocoon_client::session::meter::Tariff;
 use cocoon_inference::GenerateRequest;
-use cocoon_inference::runner::{Event, JobHandle, Sink};
+use cocoon_inference::runner::{self as engine, Event, JobHandle, Sink};
 use cocoon_payments::{Address, NanoTon};
 use tokio::io::AsyncWrite;
 use tokio::net::UnixStream;
@@ -73,6 +73,8 @@ struct Slot {
     epoch: [u8; 32],
     handshake: [u8; 32],
     jobs: HashMap<u32, JobHandle>,
+    /// Keeps what the engine remembers of this session's prompts from being found, or timed, by any other.
+    salt: [u8; 32],
     effects: Vec<Effect>,
     batch: inner::Batch,
 }
@@ -296,6 +298,7 @@ impl<W: AsyncWrite + Unpin> Connection<'_, W> {
                 epoch: open.evidence_digest,
                 handshake,
                 jobs: HashMap::new(),
+                salt: rand::random(),
                 effects: vec![Effect::Send(ToAsker::Welcome(welcome))],
                 batch: inner::Batch::default(),
             },
@@ -548,11 +551,12 @@ impl Slot {
         events: &mpsc::UnboundedSender<Happened>,
         session: u64,
         stream: u32,
-        request: GenerateRequest,
+        request: Box<GenerateRequest>,
         now: Now,
     ) {
         let sink = EventSink { session, stream, events: events.clone() };
-        match shared.loaded.runner.submit(request, Box::new(sink)) {
+        let terms = engine::Terms::of(session, self.salt);
+        match shared.loaded.runner.submit(*request, terms, Box::new(sink)) {
             Ok(job) => {
                 self.jobs.insert(stream, job);
             }

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cocoon_inference::device::{DeviceError, Processor};
 use cocoon_inference::kernels::Precision;
 use cocoon_inference::runner::{Runner, RunnerLimits};
-use cocoon_inference::{BurnEngine, EchoEngine, Engine, LoadError, ModelInfo, Paced};
+use cocoon_inference::{BurnEngine, EchoEngine, Engine, EngineError, LoadError, ModelInfo, Paced};
 use thiserror::Error;
 
-use crate::config::{ConfigError, EnclaveConfig, EngineConfig, EngineKind};
+use crate::config::{ConfigError, EnclaveConfig, EngineKind};
 
 /// Why there is no engine.
 #[derive(Debug, Error)]
@@ -24,11 +25,23 @@ pub enum EngineLoadError {
         path: PathBuf,
         /// What is wrong with it.
         #[source]
-        why: LoadError,
+        why: Box<LoadError>,
+    },
+    /// The device that the configuration names.
+    #[error("the configuration key `model.device` says \"{device}\"")]
+    Device {
+        /// The device.
+        device: String,
+        /// Why it cannot be used.
+        #[source]
+        why: DeviceError,
     },
     /// The model inside this executable.
     #[error("the embedded model cannot be loaded; this executable is damaged, install it again")]
-    Embedded(#[source] LoadError),
+    Embedded(#[source] Box<LoadError>),
+    /// The engine.
+    #[error("the engine cannot start; lower `model.cache_mib` or `engine.slots`, or free memory")]
+    Engine(#[source] EngineError),
     /// Another model than the configuration says.
     #[error(
         "the model's digest is {found}, the configuration key `engine.model_digest` says {expected}; \
@@ -77,31 +90,34 @@ pub fn load(config: &EnclaveConfig) -> Result<Loaded, EngineLoadError> {
         let (found, expected) = (hex::encode(info.digest), hex::encode(expected));
         return Err(EngineLoadError::Digest { found, expected });
     }
-    let runner = Runner::spawn(engine, limits(settings, config.model.threads));
+    let runner = Runner::spawn(engine, limits(config)).map_err(EngineLoadError::Engine)?;
     Ok(Loaded { runner, info })
 }
 
-fn limits(settings: &EngineConfig, threads: usize) -> RunnerLimits {
-    let slots = usize::from(settings.slots);
-    let threads = match (threads, settings.kind) {
-        // An echo takes no time: a second thread would only cost wake-ups.
-        (0, EngineKind::Echo) => 1,
-        (0, EngineKind::Burn) => std::thread::available_parallelism().map_or(1, usize::from).min(slots),
-        (threads, _) => threads,
-    };
-    RunnerLimits { slots, queue: usize::from(settings.queue), threads }
+fn limits(config: &EnclaveConfig) -> RunnerLimits {
+    RunnerLimits {
+        slots: usize::from(config.engine.slots),
+        queue: usize::from(config.engine.queue),
+        threads: config.model.threads,
+        cache_bytes: u64::from(config.model.cache_mib) << 20,
+    }
 }
 
 fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
+    let device = config.model.device;
+    let processor =
+        device.resolve().map_err(|why| EngineLoadError::Device { device: device.to_string(), why })?;
     let directory = &config.model.directory;
     if directory.as_os_str().is_empty() {
-        return BurnEngine::embedded().map_err(EngineLoadError::Embedded);
+        let embedded = BurnEngine::embedded_on(processor);
+        return embedded.map_err(|why| EngineLoadError::Embedded(Box::new(why)));
     }
-    checkpoint(directory, config.model.precision, expected)
+    checkpoint(directory, processor, config.engine.precision, expected)
 }
 
 fn checkpoint(
     directory: &Path,
+    processor: Processor,
     precision: Precision,
     expected: Option<[u8; 32]>,
 ) -> Result<BurnEngine, EngineLoadError> {
@@ -113,8 +129,8 @@ fn checkpoint(
             tracing::debug!(percent = now * 10, "loading the model");
         }
     };
-    let engine = BurnEngine::load_as(directory, precision, expected, &mut progress)
-        .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why })?;
+    let engine = BurnEngine::load_on(directory, processor, precision, expected, &mut progress)
+        .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why: Box::new(why) })?;
     if precision != Precision::F32 {
         let error = engine.rounding_error();
         tracing::info!(%precision, max = error.max, rms = error.rms, "rounded the model's weights");

@@ -145,7 +145,7 @@ pub enum Effect {
         /// Which stream.
         stream: u32,
         /// What to generate.
-        request: GenerateRequest,
+        request: Box<GenerateRequest>,
     },
     /// Raise a job's allowance.
     Allow {
@@ -174,13 +174,15 @@ pub enum Effect {
 #[derive(Debug, Default)]
 struct Stream {
     /// Not handed to the engine yet: too many others of the session are there unpaid.
-    request: Option<GenerateRequest>,
+    request: Option<Box<GenerateRequest>>,
     /// Set once the engine has counted the prompt.
     quoted: bool,
     /// Produced, not yet covered by credit.
     ready: VecDeque<Token>,
     /// The engine is done; what it said at the end.
     ended: Option<(FinishReason, String)>,
+    /// Tokens of the input that the engine still knew.
+    cached_tokens: u32,
     /// Released, not yet sent.
     batch: Vec<Token>,
     batch_bytes: usize,
@@ -352,7 +354,13 @@ impl Session {
         out.push(Effect::Close { reason });
     }
 
-    fn request(&mut self, stream: u32, request: GenerateRequest, max_cost: NanoTon, out: &mut Vec<Effect>) {
+    fn request(
+        &mut self,
+        stream: u32,
+        request: Box<GenerateRequest>,
+        max_cost: NanoTon,
+        out: &mut Vec<Effect>,
+    ) {
         // The engine counts the prefix of a resumed answer as input, the request as part of the answer.
         let prefix = u32::try_from(request.prefix.len()).unwrap_or(u32::MAX);
         let max_tokens = request.sampling.max_tokens.map(|tokens| tokens.saturating_sub(prefix));
@@ -387,7 +395,7 @@ impl Session {
 
     fn check(&self, request: &GenerateRequest) -> Result<(), RequestError> {
         let limit = self.terms.max_prompt_bytes;
-        let bytes: usize = request.messages.iter().map(|message| message.content.len()).sum();
+        let bytes = request.text_bytes();
         if bytes > limit {
             let why = format!("{bytes} bytes of text, this worker takes at most {limit}; shorten them");
             return Err(RequestError::Invalid { field: "messages".to_owned(), why });
@@ -398,13 +406,14 @@ impl Session {
     fn engine(&mut self, id: u32, event: Event, out: &mut Vec<Effect>) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         match event {
-            Event::Prepared { prompt_tokens } => match self.meter.quote(id, prompt_tokens) {
+            Event::Prepared { prompt_tokens, form } => match self.meter.quote(id, prompt_tokens) {
                 Ok(cost) => {
                     stream.quoted = true;
                     out.push(Effect::Send(ToAsker::Quoted {
                         stream: id,
                         input_tokens: prompt_tokens,
                         input_cost: cost.0,
+                        form,
                     }));
                     self.dirty.insert(id);
                 }
@@ -420,8 +429,9 @@ impl Session {
                 stream.ready.extend(tokens);
                 self.dirty.insert(id);
             }
-            Event::Finished { reason, text, .. } => {
+            Event::Finished { reason, text, usage } => {
                 stream.ended = Some((reason, text));
+                stream.cached_tokens = usage.cached_tokens;
                 self.dirty.insert(id);
             }
             Event::Rejected(error) => {
@@ -514,7 +524,11 @@ impl Session {
         let Some(mut stream) = self.streams.remove(&id) else { return };
         flush(id, &mut stream, out);
         let bill = self.meter.finish(id).unwrap_or_default();
-        let usage = Usage { prompt_tokens: bill.input_tokens, completion_tokens: bill.output_tokens };
+        let usage = Usage {
+            prompt_tokens: bill.input_tokens,
+            cached_tokens: stream.cached_tokens.min(bill.input_tokens),
+            completion_tokens: bill.output_tokens,
+        };
         let receipt = self.receipt(id, &bill, now);
         out.push(Effect::Drop { stream: id });
         out.push(Effect::Finish { stream: id, reason, text, usage, receipt });

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cocoon_inference::{ChatRole, Message, Sampling};
+use cocoon_inference::{AnswerForm, ChatRole, Message, Sampling};
 use proptest::prelude::*;
 
 use super::*;
@@ -28,12 +28,8 @@ fn terms() -> Terms {
 }
 
 fn request(text: &str, max_tokens: Option<u32>) -> GenerateRequest {
-    GenerateRequest {
-        model: [3; 32],
-        messages: vec![Message { role: ChatRole::User, content: text.to_owned() }],
-        sampling: Sampling { max_tokens, ..Sampling::default() },
-        prefix: Vec::new(),
-    }
+    let messages = vec![Message::new(ChatRole::User, text)];
+    GenerateRequest::new([3; 32], messages, Sampling { max_tokens, ..Sampling::default() })
 }
 
 fn token(id: u32) -> Token {
@@ -131,7 +127,7 @@ impl World {
 
     fn ask(&mut self, stream: u32, max_tokens: Option<u32>, max_cost: u64) {
         let request = request("hello", max_tokens);
-        self.put(Input::Message(ToEnclave::Request { stream, request, max_cost }));
+        self.put(Input::Message(ToEnclave::Request { stream, request: Box::new(request), max_cost }));
     }
 
     /// The engine's word on a job, if it has that job.
@@ -142,7 +138,7 @@ impl World {
     }
 
     fn prepare(&mut self, stream: u32) {
-        self.engine(stream, Event::Prepared { prompt_tokens: PROMPT });
+        self.engine(stream, Event::Prepared { prompt_tokens: PROMPT, form: AnswerForm::default() });
     }
 
     fn credit(&mut self, stream: u32, amount: u64) {
@@ -158,7 +154,7 @@ impl World {
     }
 
     fn end(&mut self, stream: u32) {
-        let usage = Usage { prompt_tokens: PROMPT, completion_tokens: 0 };
+        let usage = Usage { prompt_tokens: PROMPT, ..Usage::default() };
         let event = Event::Finished { reason: FinishReason::Stop, text: String::new(), usage };
         self.engine(stream, event);
     }
@@ -319,12 +315,12 @@ fn batches_of_tokens_with_every_alternative_fit_a_record() {
     let mut out = Vec::new();
     let request = request("hello", None);
     session.handle(
-        Input::Message(ToEnclave::Request { stream: 1, request, max_cost: u64::MAX / 8 }),
+        Input::Message(ToEnclave::Request { stream: 1, request: Box::new(request), max_cost: u64::MAX / 8 }),
         now,
         &mut out,
     );
     session.settle(now, &mut out);
-    let prepared = Event::Prepared { prompt_tokens: PROMPT };
+    let prepared = Event::Prepared { prompt_tokens: PROMPT, form: AnswerForm::default() };
     session.handle(Input::Engine { stream: 1, event: prepared }, now, &mut out);
     session.handle(Input::Credit { stream: 1, amount: NanoTon(1_000_000) }, now, &mut out);
     let bytes = vec![b' '; MAX_PIECE_BYTES];
@@ -418,7 +414,7 @@ fn a_resumed_answer_goes_on_behind_its_prefix() {
     let mut request = request("hello", Some(12));
     request.prefix = vec![7; 10];
     world.heard.insert(1, vec![7; 10]);
-    world.put(Input::Message(ToEnclave::Request { stream: 1, request, max_cost: 10_000 }));
+    world.put(Input::Message(ToEnclave::Request { stream: 1, request: Box::new(request), max_cost: 10_000 }));
     world.prepare(1);
     world.credit(1, 320);
     assert_eq!(world.allowed[&1], 3, "two are left of the twelve");
@@ -432,7 +428,7 @@ fn a_resumed_answer_goes_on_behind_its_prefix() {
 fn requests_out_of_bounds_are_refused_by_name() {
     let mut world = World::new();
     let long = request(&"x".repeat(1001), None);
-    world.put(Input::Message(ToEnclave::Request { stream: 1, request: long, max_cost: 10_000 }));
+    world.put(Input::Message(ToEnclave::Request { stream: 1, request: Box::new(long), max_cost: 10_000 }));
     assert!(
         matches!(&world.failed[&1], FailCode::Request(RequestError::Invalid { field, .. }) if field == "messages")
     );

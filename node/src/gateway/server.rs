@@ -19,7 +19,6 @@ use axum::{
     routing::{get, post},
 };
 use cocoon_client::{AnswerEvent, ChatRequest, LightPeer, ModelListing};
-use cocoon_inference::Usage;
 use cocoon_payments::{NanoTon, token_cost};
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -28,9 +27,10 @@ use tokio::{net::TcpListener, sync::watch};
 use super::{
     billed::Billed,
     openai::{
+        choice::Choice,
         error::ApiError,
         request::{self, ChatCompletion},
-        response::{self, Choice, Chunks},
+        response::{self, Chunks, Used},
     },
     spend::Spend,
     sse::SseBody,
@@ -147,51 +147,56 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
 }
 
 async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, ApiError> {
-    let ChatCompletion { model, messages, sampling, choices, stream, include_usage } = request::parse(body)?;
+    let ChatCompletion { model, messages, sampling, structure, choices, stream, include_usage } =
+        request::parse(body)?;
     let likely = match shared.spend.is_capped() {
         true => likely_cost(&shared.peer.models().await, &model, choices),
         false => NanoTon::ZERO,
     };
     let reservation = shared.spend.reserve(likely)?;
     let max_cost = reservation.share(choices)?;
-    let seed: u64 = rand::random();
+    let (seed, created): (u64, u64) = (rand::random(), unix_now());
     let ask = |choice| ChatRequest {
         model: model.clone(),
         messages: messages.clone(),
         sampling: sampling.of_choice(choice, seed),
+        structure: structure.at(created),
         max_cost,
         deadline: Some(shared.deadline),
     };
     let mut answers =
         Billed::begin((0..choices).map(|choice| shared.peer.chat(ask(choice))), reservation).await?;
     let id = format!("chatcmpl-{id}");
+    let ids = (0..choices).map(|choice| format!("{id}-{choice}"));
     if stream {
-        let chunks = Chunks::new(&id, &model, unix_now());
-        let body = SseBody::begin(answers, chunks, choices, include_usage).await?;
+        let chunks = Chunks::new(&id, &model, created);
+        let body = SseBody::begin(answers, chunks, ids.collect(), structure.tools, include_usage).await?;
         return Ok((
             [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")],
             Body::from_stream(body),
         )
             .into_response());
     }
-    let mut whole = vec![Choice::new(sampling.options.logprobs.is_some()); choices];
+    let logprobs = sampling.options.logprobs.is_some();
+    let mut whole: Vec<Choice> = ids.map(|id| Choice::new(id, logprobs, &structure.tools)).collect();
     let mut receipts = BTreeMap::new();
-    let mut usage = Usage::default();
+    let mut used = Used::default();
     while receipts.len() < choices {
         let (index, event) = answers.next().await?;
         let Some(choice) = whole.get_mut(index) else { continue };
         match event {
+            AnswerEvent::Prepared { form, .. } => choice.begin(form),
             AnswerEvent::Tokens(tokens) => choice.push(&tokens),
-            AnswerEvent::Finished { reason, text, usage: one, receipt } => {
+            AnswerEvent::Finished { reason, text, usage, receipt } => {
                 choice.finish(&text, reason);
-                usage = response::add_usage(usage, one);
+                used.add(usage, choice.reasoning_tokens());
                 receipts.insert(index, receipt);
             }
             AnswerEvent::Started { .. } | AnswerEvent::Failover { .. } => {}
         }
     }
     let proof = response::receipts(receipts.into_values());
-    Ok(Json(response::completion(&id, &model, unix_now(), whole, usage, &proof)).into_response())
+    Ok(Json(response::completion(&id, &model, created, whole, &used.object(), &proof)).into_response())
 }
 
 /// What one request may well cost: the model's whole context read and written, as the light peer's own

@@ -7,7 +7,10 @@ use std::{
 
 use axum::body::Bytes;
 use cocoon_client::AnswerEvent;
-use cocoon_inference::Usage;
+use cocoon_inference::{
+    AnswerForm, AnswerPart, AnswerReader, Token,
+    tools::{ToolDefinition, ToolEvent},
+};
 use futures::Stream;
 use serde_json::{Value, json};
 
@@ -15,7 +18,8 @@ use super::{
     billed::Billed,
     openai::{
         error::ApiError,
-        response::{self, Chunks},
+        response::{self, Chunks, Used},
+        tools,
     },
 };
 
@@ -26,15 +30,20 @@ pub(super) struct SseBody {
     chunks: Chunks,
     include_usage: bool,
     choices: Vec<Choice>,
-    /// Of the answers that have ended.
-    usage: Usage,
+    /// Functions on offer.
+    tools: Vec<ToolDefinition>,
+    /// By the answers that have ended.
+    used: Used,
     /// Rendered before the body was first polled.
     first: Vec<u8>,
     done: bool,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Choice {
+    /// What ids of calls are made of.
+    id: String,
+    reader: AnswerReader,
     /// Who answers.
     who: Value,
     /// Whether its role event is out.
@@ -43,20 +52,29 @@ struct Choice {
 }
 
 impl SseBody {
-    /// Waits for the first part of any of `count` answers, so that a request refused by a worker (too long
+    /// Waits for the first part of any of the answers, which have these ids, so that a request refused by a worker (too long
     /// for its context, say) still gets its own status.
     pub(super) async fn begin(
         answers: Billed,
         chunks: Chunks,
-        count: usize,
+        ids: Vec<String>,
+        tools: Vec<ToolDefinition>,
         include_usage: bool,
     ) -> Result<Self, ApiError> {
+        let choice = |id| Choice {
+            id,
+            reader: AnswerReader::new(AnswerForm::default(), &[]),
+            who: Value::Null,
+            announced: false,
+            ended: false,
+        };
         let mut body = Self {
             answers,
             chunks,
             include_usage,
-            choices: vec![Choice::default(); count],
-            usage: Usage::default(),
+            choices: ids.into_iter().map(choice).collect(),
+            tools,
+            used: Used::default(),
             first: Vec::with_capacity(1024),
             done: false,
         };
@@ -81,21 +99,34 @@ impl SseBody {
             AnswerEvent::Started { leg } => {
                 choice.who = json!({"worker": leg.worker, "assurance": leg.assurance});
             }
+            AnswerEvent::Prepared { form, .. } => {
+                // After a failover the answer goes on where it was.
+                if !choice.announced {
+                    choice.reader = AnswerReader::new(form, &self.tools);
+                }
+            }
             // A token that only completes part of a character has no text yet, but it is a token that was
             // paid for: its event goes out so that a client may count.
-            AnswerEvent::Tokens(tokens) => {
+            AnswerEvent::Tokens(tokens) if choice.reader.is_plain() => {
                 tokens.iter().for_each(|token| self.chunks.token(index, token, out));
+            }
+            AnswerEvent::Tokens(tokens) => {
+                for token in &tokens {
+                    let deltas = deltas(choice.reader.push(&token.text), &choice.id, token);
+                    self.chunks.deltas(index, &deltas, Some(token), out);
+                }
             }
             AnswerEvent::Finished { reason, text, usage, receipt } => {
                 choice.ended = true;
-                if !text.is_empty() {
-                    self.chunks.text(index, &text, out);
-                }
+                let rest = choice.reader.finish(&text);
+                let rest: Vec<Value> = rest.iter().filter_map(|part| delta(part, &choice.id)).collect();
+                self.chunks.deltas(index, &rest, None, out);
+                let reason = response::finish_reason(reason, choice.reader.has_calls());
                 self.chunks.finish(index, reason, &response::receipt(&receipt), out);
-                self.usage = response::add_usage(self.usage, usage);
+                self.used.add(usage, choice.reader.reasoning_tokens());
                 if self.choices.iter().all(|choice| choice.ended) {
                     if self.include_usage {
-                        self.chunks.usage(self.usage, out);
+                        self.chunks.usage(&self.used.object(), out);
                     }
                     out.extend_from_slice(response::DONE);
                     self.done = true;
@@ -103,6 +134,23 @@ impl SseBody {
             }
             AnswerEvent::Failover { .. } => {}
         }
+    }
+}
+
+/// What a token released, as deltas. Log-probabilities need one, even if it is empty.
+fn deltas(parts: Vec<AnswerPart>, id: &str, token: &Token) -> Vec<Value> {
+    let mut deltas: Vec<Value> = parts.iter().filter_map(|part| delta(part, id)).collect();
+    if deltas.is_empty() && token.logprobs.is_some() {
+        deltas.push(json!({"content": ""}));
+    }
+    deltas
+}
+
+fn delta(part: &AnswerPart, id: &str) -> Option<Value> {
+    match part {
+        AnswerPart::Reasoning(text) => Some(json!({"reasoning_content": text})),
+        AnswerPart::Text(text) => tools::delta(&ToolEvent::Text(text.clone()), id),
+        AnswerPart::Call(event) => tools::delta(event, id),
     }
 }
 

@@ -11,7 +11,7 @@ use cocoon_client::genesis::{
     ChainSection, Genesis, GenesisFile, ModelSection, Params, RegistrySection, TrustSection,
 };
 use cocoon_client::{AnswerEvent, AskPolicy, ChainEndpoint, ChatError, ChatRequest, Config, LightPeer};
-use cocoon_inference::{ChatRole, EchoEngine, Engine as _, Message, Sampling};
+use cocoon_inference::{ChatRole, EchoEngine, Engine as _, Message};
 use cocoon_node::chain::{ChainServerConfig, bind};
 use cocoon_node::config::{EnclaveConfig, EngineKind, HostConfig};
 use cocoon_node::enclave::EnclaveError;
@@ -206,13 +206,8 @@ async fn chat_again(asker: &LightPeer) -> (usize, NanoTon) {
 }
 
 async fn try_chat(asker: &LightPeer) -> Result<(usize, NanoTon), ChatError> {
-    let request = ChatRequest {
-        model: NAME.to_owned(),
-        messages: vec![Message { role: ChatRole::User, content: "hello, worker".to_owned() }],
-        sampling: Sampling::default(),
-        max_cost: None,
-        deadline: Some(PATIENCE),
-    };
+    let messages = vec![Message::new(ChatRole::User, "hello, worker")];
+    let request = ChatRequest { deadline: Some(PATIENCE), ..ChatRequest::new(NAME, messages) };
     let mut answer = asker.chat(request).await?;
     let mut tokens = 0;
     while let Some(event) = timeout(PATIENCE, answer.next()).await.expect("the answer goes on") {

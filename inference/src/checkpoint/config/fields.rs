@@ -9,14 +9,14 @@ use super::ConfigError;
 use crate::checkpoint::MAX_CONFIG_BYTES;
 
 /// A JSON object, and where it stands in the file.
-pub(super) struct Fields {
+pub(crate) struct Fields {
     map: Map<String, Value>,
     /// Prefix of the fields' names in errors, such as `rope_scaling.`.
     path: String,
 }
 
 impl Fields {
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         if bytes.len() as u64 > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLarge { found: bytes.len() });
         }
@@ -28,7 +28,7 @@ impl Fields {
     }
 
     /// An object inside this one, if it is there.
-    pub(super) fn inside(&self, field: &str) -> Result<Option<Self>, ConfigError> {
+    pub(crate) fn inside(&self, field: &str) -> Result<Option<Self>, ConfigError> {
         match self.get(field) {
             None => Ok(None),
             Some(Value::Object(map)) => {
@@ -40,20 +40,20 @@ impl Fields {
     }
 
     /// `null` counts as absent, as it does for `transformers`.
-    pub(super) fn get(&self, field: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
         self.map.get(field).filter(|v| !v.is_null())
     }
 
     /// Whether the field is there, if only as `null`.
-    pub(super) fn has(&self, field: &str) -> bool {
+    pub(crate) fn has(&self, field: &str) -> bool {
         self.map.contains_key(field)
     }
 
-    pub(super) fn wrong(&self, field: &str, found: String, expected: impl Into<String>) -> ConfigError {
+    pub(crate) fn wrong(&self, field: &str, found: String, expected: impl Into<String>) -> ConfigError {
         ConfigError::Value { field: self.named(field), found, expected: expected.into() }
     }
 
-    pub(super) fn missing(&self, field: &str, expected: impl Into<String>) -> ConfigError {
+    pub(crate) fn missing(&self, field: &str, expected: impl Into<String>) -> ConfigError {
         ConfigError::Missing { field: self.named(field), expected: expected.into() }
     }
 
@@ -62,7 +62,7 @@ impl Fields {
     }
 
     /// Checks a field that may be absent: it must not ask for what is not computed.
-    pub(super) fn supported(
+    pub(crate) fn supported(
         &self,
         field: &str,
         supported: &str,
@@ -78,7 +78,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn integer(
+    pub(crate) fn integer(
         &self,
         field: &str,
         range: RangeInclusive<usize>,
@@ -97,7 +97,7 @@ impl Fields {
         }
     }
 
-    pub(super) fn number(
+    pub(crate) fn number(
         &self,
         field: &str,
         above: f64,
@@ -115,14 +115,14 @@ impl Fields {
         }
     }
 
-    pub(super) fn flag(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
+    pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool, ConfigError> {
         self.get(field).map_or(Ok(default), |value| {
             value.as_bool().ok_or_else(|| self.wrong(field, show(value), "`true` or `false`"))
         })
     }
 
     /// `eos_token_id`: one id or several; none where the field is absent.
-    pub(super) fn end_tokens(&self, vocab: usize) -> Result<BTreeSet<u32>, ConfigError> {
+    pub(crate) fn end_tokens(&self, vocab: usize) -> Result<BTreeSet<u32>, ConfigError> {
         const FIELD: &str = "eos_token_id";
         let Some(value) = self.get(FIELD) else { return Ok(BTreeSet::new()) };
         let id = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());

@@ -11,13 +11,13 @@ mod tests;
 
 use std::collections::BTreeSet;
 
-use fields::Fields;
+pub(crate) use fields::Fields;
 
 use super::MAX_CONFIG_BYTES;
 use crate::decoder::{DecoderConfig, Family};
 
 /// Most parameters that any dimensions may add up to: a terabyte of f32.
-const MAX_PARAMETERS: u64 = 1 << 38;
+pub(crate) const MAX_PARAMETERS: u64 = 1 << 38;
 
 /// What `config.json` says.
 #[derive(Debug, Clone, PartialEq)]

@@ -139,8 +139,9 @@ impl Simd for Avx2 {
     }
     // Four products of at most 15 · 127 fit in the 16 bits that `maddubs` adds in.
     #[inline(always)]
-    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> Self::I {
-        let [x, y] = x.map(|x| i32::from_ne_bytes(x.map(|x| x as u8)));
+    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [i8; 4], y: [i8; 4]) -> Self::I {
+        let x = i32::from_ne_bytes(x.map(|x| x as u8));
+        let y = i32::from_ne_bytes(y.map(|y| y as u8));
         both!(|i| {
             let w = _mm256_loadu_si256(w.as_ptr().add(32 * i).cast());
             let first = _mm256_and_si256(w, _mm256_set1_epi8(15));

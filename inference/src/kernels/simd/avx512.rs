@@ -125,8 +125,9 @@ impl Simd for Avx512 {
         unsafe { _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(w.as_ptr().cast()), _mm512_set1_epi32(x)) }
     }
     #[inline(always)]
-    fn dot_nibbles(self, acc: __m512i, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> __m512i {
-        let [x, y] = x.map(|x| i32::from_ne_bytes(x.map(|x| x as u8)));
+    fn dot_nibbles(self, acc: __m512i, w: &[u8; 4 * LANES], x: [i8; 4], y: [i8; 4]) -> __m512i {
+        let x = i32::from_ne_bytes(x.map(|x| x as u8));
+        let y = i32::from_ne_bytes(y.map(|y| y as u8));
         // SAFETY: as `op`, and the reference covers the 64 bytes read.
         unsafe {
             let w = _mm512_loadu_si512(w.as_ptr().cast());

@@ -77,9 +77,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// and `w` in 1..=255.
     fn dot(self, acc: Self::I, w: &[u8; 4 * LANES], x: [i8; 4]) -> Self::I;
 
-    /// Adds, in lane `l`, the eight products of the low halves of the bytes `w[4 l + i]` and `x[0][i]`, and of the
-    /// high halves and `x[1][i]`. Exact: the halves are unsigned, and `x` is in -127..=127.
-    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> Self::I;
+    /// Adds, in lane `l`, the eight products of the low halves of the bytes `w[4 l + i]` and `x[i]`, and of the high
+    /// halves and `y[i]`. Exact: the halves are unsigned, and `x` and `y` are in -127..=127.
+    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [i8; 4], y: [i8; 4]) -> Self::I;
 
     /// Asks for memory that will be read soon, to the second-level cache. A hint: any address will do.
     #[inline(always)]

@@ -141,8 +141,9 @@ impl Simd for Neon {
         })
     }
     #[inline(always)]
-    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> Self::I {
-        let [x, y] = x.map(|x| i32::from_ne_bytes(x.map(|x| x as u8)));
+    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [i8; 4], y: [i8; 4]) -> Self::I {
+        let x = i32::from_ne_bytes(x.map(|x| x as u8));
+        let y = i32::from_ne_bytes(y.map(|y| y as u8));
         each!(|i| {
             let (x, y) = (vreinterpret_s8_s32(vdup_n_s32(x)), vreinterpret_s8_s32(vdup_n_s32(y)));
             let w = vld1q_u8(w.as_ptr().add(16 * i));

@@ -119,13 +119,13 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
-    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [[i8; 4]; 2]) -> Self::I {
+    fn dot_nibbles(self, acc: Self::I, w: &[u8; 4 * LANES], x: [i8; 4], y: [i8; 4]) -> Self::I {
         let (w, _) = w.as_chunks::<4>();
         lanes!(|l| {
             let mut sum = acc[l];
             for i in 0..4 {
-                sum += i32::from(w[l][i] & 15) * i32::from(x[0][i]);
-                sum += i32::from(w[l][i] >> 4) * i32::from(x[1][i]);
+                sum += i32::from(w[l][i] & 15) * i32::from(x[i]);
+                sum += i32::from(w[l][i] >> 4) * i32::from(y[i]);
             }
             sum
         })

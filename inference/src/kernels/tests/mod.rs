@@ -1,6 +1,7 @@
 //! Each kernel against its definition in double precision, and against itself by another road.
 
 mod attending;
+mod encoding;
 mod products;
 mod rowwise;
 

@@ -25,7 +25,9 @@ use std::{
 };
 
 use cocoon_attest::Assurance;
-use cocoon_inference::{FinishReason, GenerateRequest, Message, RequestError, Sampling, Token, Usage};
+use cocoon_inference::{
+    AnswerForm, FinishReason, GenerateRequest, Message, RequestError, Sampling, Structure, Token, Usage,
+};
 use cocoon_p2p::core::{Outcome, PeerKey};
 use cocoon_payments::{NanoTon, SignedReceipt};
 use futures::{FutureExt, Stream};
@@ -52,11 +54,28 @@ pub struct ChatRequest {
     pub messages: Vec<Message>,
     /// How tokens are picked.
     pub sampling: Sampling,
+    /// Functions on offer, and what the answer must look like. [`AnswerReader`](cocoon_inference::AnswerReader) reads
+    /// what comes of it.
+    pub structure: Structure,
     /// Ceiling for the whole answer, all workers together. Without one, what the model's whole
     /// context would cost at the first worker's price.
     pub max_cost: Option<NanoTon>,
     /// Time for the whole answer; 5 minutes if not given.
     pub deadline: Option<Duration>,
+}
+
+impl ChatRequest {
+    /// A request with the model's own defaults.
+    pub fn new(model: impl Into<String>, messages: Vec<Message>) -> Self {
+        Self {
+            model: model.into(),
+            messages,
+            sampling: Sampling::default(),
+            structure: Structure::default(),
+            max_cost: None,
+            deadline: None,
+        }
+    }
 }
 
 /// How long each step before the first token took, in milliseconds. A step whose result was at hand
@@ -103,6 +122,14 @@ pub enum AnswerEvent {
     Started {
         /// Who, and how it was found sound.
         leg: LegStart,
+    },
+    /// A worker has counted the prompt. Comes again after a failover, when what came of the answer so far is part of
+    /// the prompt; the form is the same.
+    Prepared {
+        /// Tokens that it reads.
+        prompt_tokens: u32,
+        /// How the answer is to be read.
+        form: AnswerForm,
     },
     /// More of the answer.
     Tokens(Vec<Token>),
@@ -188,10 +215,8 @@ impl Answer {
             peer,
             model_name: request.model,
             request: GenerateRequest {
-                model,
-                messages: request.messages,
-                sampling: request.sampling,
-                prefix: Vec::new(),
+                structure: request.structure,
+                ..GenerateRequest::new(model, request.messages, request.sampling)
             },
             max_cost: request.max_cost,
             tried: BTreeSet::new(),
@@ -249,6 +274,10 @@ impl Answer {
             return self.fail(ChatError::Internal { what: "the answer lost its driver".into() });
         };
         match event {
+            Some(LegEvent::Quoted { input_tokens, form }) => {
+                self.state = State::Streaming(streaming);
+                Poll::Ready(Some(Ok(AnswerEvent::Prepared { prompt_tokens: input_tokens, form })))
+            }
             Some(LegEvent::Tokens(tokens)) => {
                 streaming.first_token.get_or_insert_with(Instant::now);
                 streaming.delivered += u32::try_from(tokens.len()).unwrap_or(u32::MAX);
@@ -265,6 +294,7 @@ impl Answer {
                 (self.closed, self.running) = (driver.spent(), None);
                 let usage = Usage {
                     prompt_tokens,
+                    cached_tokens: usage.cached_tokens.min(prompt_tokens),
                     completion_tokens: u32::try_from(driver.request.prefix.len()).unwrap_or(u32::MAX),
                 };
                 let receipt = Receipt::new(&driver.request.model, std::mem::take(&mut driver.legs));

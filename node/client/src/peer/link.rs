@@ -26,7 +26,7 @@ use std::{
 };
 
 use cocoon_attest::noise;
-use cocoon_inference::{FinishReason, Token, Usage};
+use cocoon_inference::{AnswerForm, FinishReason, Token, Usage};
 use cocoon_p2p::{
     Multiaddr, Net, PeerId, SessionStream,
     wire::{self, FrameReader, FrameWriter},
@@ -60,6 +60,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// What a request hears.
 #[derive(Debug)]
 pub(crate) enum LegEvent {
+    Quoted { input_tokens: u32, form: AnswerForm },
     Tokens(Vec<Token>),
     Finished { reason: FinishReason, text: String, usage: Usage, receipt: Box<SignedReceipt> },
     Failed { why: StreamFailure, bill: Bill },
@@ -379,21 +380,23 @@ impl Task {
                 }
                 return;
             }
-            Event::Quoted { .. } => return,
+            Event::Quoted { stream, input_tokens, form, .. } => {
+                (stream, LegEvent::Quoted { input_tokens, form })
+            }
             Event::Tokens { stream, tokens } => (stream, LegEvent::Tokens(tokens)),
             Event::Finished { stream, reason, text, usage, receipt } => {
                 (stream, LegEvent::Finished { reason, text, usage, receipt })
             }
             Event::Failed { stream, why, bill } => (stream, LegEvent::Failed { why, bill }),
         };
-        let last = !matches!(event, LegEvent::Tokens(_));
+        let last = matches!(event, LegEvent::Finished { .. } | LegEvent::Failed { .. });
         let now = self.now();
         let Some(sink) = self.legs.get_mut(&stream) else { return };
         match &event {
             // What it draws from the session's pool was signed for earlier streams.
             LegEvent::Tokens(_) => sink.count(&self.machine.bill(stream)),
             LegEvent::Failed { bill, .. } => sink.count(bill),
-            LegEvent::Finished { .. } => {}
+            LegEvent::Quoted { .. } | LegEvent::Finished { .. } => {}
         }
         let kept = sink.deliver(event);
         if !kept {
@@ -508,7 +511,7 @@ impl Sink {
     /// Passes on what it can; whether the stream's last event is out.
     fn flush(&mut self) -> bool {
         while let Some(event) = self.backlog.pop_front() {
-            let last = !matches!(event, LegEvent::Tokens(_));
+            let last = matches!(event, LegEvent::Finished { .. } | LegEvent::Failed { .. });
             match self.events.try_send(event) {
                 Ok(()) if last => return true,
                 Ok(()) => {}

@@ -112,11 +112,9 @@ async fn within<F: Future>(future: F) -> F::Output {
 
 fn question(max_tokens: u32) -> ChatRequest {
     ChatRequest {
-        model: "tiny".into(),
-        messages: vec![Message { role: ChatRole::User, content: "hello".into() }],
         sampling: Sampling { max_tokens: Some(max_tokens), ..Sampling::default() },
-        max_cost: None,
         deadline: Some(DEADLINE),
+        ..ChatRequest::new("tiny", vec![Message::new(ChatRole::User, "hello")])
     }
 }
 
@@ -126,6 +124,7 @@ async fn read(mut answer: Answer) -> Result<(Vec<u32>, usize, Receipt), ChatErro
     while let Some(event) = within(answer.next()).await {
         match event? {
             AnswerEvent::Started { leg } => assert_eq!(leg.assurance, Assurance::Test),
+            AnswerEvent::Prepared { prompt_tokens, .. } => assert!(prompt_tokens > 0),
             AnswerEvent::Tokens(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
             AnswerEvent::Failover { .. } => failovers += 1,
             AnswerEvent::Finished { receipt, .. } => return Ok((ids, failovers, receipt)),

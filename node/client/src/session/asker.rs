@@ -26,7 +26,7 @@ use cocoon_attest::{
     live::{self, LiveProof},
     noise::Channel,
 };
-use cocoon_inference::{FinishReason, Token, Usage};
+use cocoon_inference::{AnswerForm, FinishReason, Token, Usage};
 use cocoon_payments::{
     NanoTon, SignedReceipt, SignedVoucher,
     lane::{PayError, Payer},
@@ -252,7 +252,7 @@ impl Asker {
             self.drop_stream(stream, StreamFailure::Ceiling(error), Bill::default());
             return;
         }
-        let request = ToEnclave::Request { stream, request: ask.request, max_cost: ask.max_cost.0 };
+        let request = ToEnclave::Request { stream, request: Box::new(ask.request), max_cost: ask.max_cost.0 };
         if let Err(error) = self.outbox.push(&request) {
             let _ = self.meter.fail(stream);
             self.drop_stream(stream, StreamFailure::TooLarge(error), Bill::default());
@@ -266,8 +266,8 @@ impl Asker {
         match message {
             ToAsker::Welcome(welcome) => self.on_welcome(welcome, now_ms),
             ToAsker::Live(proof) => self.on_live(&proof, now_ms, now_unix),
-            ToAsker::Quoted { stream, input_tokens, input_cost } => {
-                self.on_quoted(stream, input_tokens, input_cost, now_ms)
+            ToAsker::Quoted { stream, input_tokens, input_cost, form } => {
+                self.on_quoted(stream, input_tokens, input_cost, form, now_ms)
             }
             ToAsker::Tokens { stream, start, tokens } => self.on_tokens(stream, start, tokens, now_ms),
             ToAsker::Finished { stream, reason, text, usage, receipt } => {
@@ -350,6 +350,7 @@ impl Asker {
         stream: u32,
         input_tokens: u32,
         input_cost: u64,
+        form: AnswerForm,
         now_ms: u64,
     ) -> Result<(), SessionError> {
         let Some(state) = self.streams.get_mut(&stream) else { return Ok(()) };
@@ -362,7 +363,7 @@ impl Asker {
             }
             Ok(cost) => {
                 if !cancelled {
-                    self.events.push_back(Event::Quoted { stream, input_tokens, cost });
+                    self.events.push_back(Event::Quoted { stream, input_tokens, cost, form });
                 }
                 Ok(())
             }
@@ -418,8 +419,10 @@ impl Asker {
         }
         let bill = self.meter.bill(stream);
         self.check_receipt(stream, &receipt, bill)?;
-        let counted =
-            Usage { prompt_tokens: state.input_tokens.unwrap_or(0), completion_tokens: bill.output_tokens };
+        let prompt_tokens = state.input_tokens.unwrap_or(0);
+        // What was cached is the worker's word. It changes no price, but it must make sense.
+        let cached_tokens = usage.cached_tokens.min(prompt_tokens);
+        let counted = Usage { prompt_tokens, cached_tokens, completion_tokens: bill.output_tokens };
         let cancelled = state.cancelled;
         if reason != FinishReason::Cancelled && usage != counted {
             return Err(SessionError::Protocol("usage differs from what was quoted and delivered"));

@@ -9,7 +9,9 @@
 
 use bincode::{Decode, Encode};
 use cocoon_attest::noise;
-use cocoon_inference::{FinishReason, GenerateRequest, RequestError, Token, Usage, limits::MAX_TOP_LOGPROBS};
+use cocoon_inference::{
+    AnswerForm, FinishReason, GenerateRequest, RequestError, Token, Usage, limits::MAX_TOP_LOGPROBS,
+};
 use cocoon_payments::SignedReceipt;
 
 use crate::codec::{self, CodecError};
@@ -21,9 +23,9 @@ pub const MAX_BATCH: usize = 256;
 /// Tokens in one message.
 pub const MAX_TOKENS: usize = 1024;
 
-/// 2 brought the sampling options and log-probabilities. The enclave's first message says which version it
+/// 2 brought the sampling options and log-probabilities, 3 the structure of requests and answers. The enclave's first message says which version it
 /// speaks, so an older peer leaves with a typed error before a request is sent or paid.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 /// Asker → enclave.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
@@ -33,7 +35,7 @@ pub enum ToEnclave {
         /// Counts up from 1 within the session.
         stream: u32,
         /// What to answer.
-        request: GenerateRequest,
+        request: Box<GenerateRequest>,
         /// Ceiling in nanoTON for input and output together.
         max_cost: u64,
     },
@@ -79,6 +81,8 @@ pub enum ToAsker {
         input_tokens: u32,
         /// Their cost in nanoTON.
         input_cost: u64,
+        /// How the answer is to be read.
+        form: AnswerForm,
     },
     /// Part of the answer.
     Tokens {

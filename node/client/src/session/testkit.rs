@@ -14,7 +14,9 @@ use cocoon_attest::{
     software_tee::Platform,
     verify,
 };
-use cocoon_inference::{ChatRole, FinishReason, GenerateRequest, Message, Sampling, Token, Usage};
+use cocoon_inference::{
+    AnswerForm, ChatRole, FinishReason, GenerateRequest, Message, Sampling, Token, Usage,
+};
 use cocoon_payments::{
     Address, NanoTon, Receipt, SignedVoucher,
     channel::ChannelParams,
@@ -155,12 +157,11 @@ pub(crate) fn payer(spendable: u64) -> Payer {
 /// A request whose "prompt" has `input` tokens and whose answer has at most `max_tokens`.
 pub(crate) fn ask(input: usize, max_tokens: Option<u32>, max_cost: u64) -> Ask {
     Ask {
-        request: GenerateRequest {
-            model: MODEL,
-            messages: vec![Message { role: ChatRole::User, content: "x".repeat(input) }],
-            sampling: Sampling { max_tokens, ..Sampling::default() },
-            prefix: Vec::new(),
-        },
+        request: GenerateRequest::new(
+            MODEL,
+            vec![Message::new(ChatRole::User, "x".repeat(input))],
+            Sampling { max_tokens, ..Sampling::default() },
+        ),
         max_cost: NanoTon(max_cost),
     }
 }
@@ -280,7 +281,12 @@ impl Worker {
                 match self.meter.quote(stream, input_tokens) {
                     Ok(cost) => {
                         self.jobs.insert(stream, Job { input_tokens, start: prefix, made: 0 });
-                        self.say(ToAsker::Quoted { stream, input_tokens, input_cost: cost.0 });
+                        self.say(ToAsker::Quoted {
+                            stream,
+                            input_tokens,
+                            input_cost: cost.0,
+                            form: AnswerForm::default(),
+                        });
                     }
                     Err(error) => {
                         self.meter.fail(stream).unwrap();
@@ -360,7 +366,7 @@ impl Worker {
             stream,
             reason,
             text: String::new(),
-            usage: Usage { prompt_tokens: job.input_tokens, completion_tokens: job.made },
+            usage: Usage { prompt_tokens: job.input_tokens, cached_tokens: 0, completion_tokens: job.made },
             receipt: Box::new(receipt.sign(&key(3))),
         });
     }

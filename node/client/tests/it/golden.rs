@@ -11,8 +11,8 @@ use cocoon_client::session::{
     outer::{Accepted, Open, RefusalCode, Refused, ToClient, ToHost, Voucher},
 };
 use cocoon_inference::{
-    Alternative, ChatRole, FinishReason, GenerateRequest, Logprobs, Message, RequestError, Sampling, Token,
-    Usage,
+    Alternative, AnswerForm, ChatRole, FinishReason, GenerateRequest, Logprobs, Message, RequestError,
+    Sampling, Thinking, Token, Usage, tools::ToolFormat,
 };
 use cocoon_payments::{Address, NanoTon, Receipt, SignedReceipt, SignedVoucher, Voucher as Promise};
 use ed25519_dalek::SigningKey;
@@ -107,10 +107,12 @@ fn frames_to_the_client() {
 #[test]
 fn messages_to_the_enclave() {
     let request = GenerateRequest {
-        model: [7; 32],
-        messages: vec![Message { role: ChatRole::User, content: "What is 2+2?".into() }],
-        sampling: Sampling { stop: vec!["\n".into()], max_tokens: Some(40), ..Sampling::default() },
         prefix: vec![1, 70_000],
+        ..GenerateRequest::new(
+            [7; 32],
+            vec![Message::new(ChatRole::User, "What is 2+2?")],
+            Sampling { stop: vec!["\n".into()], max_tokens: Some(40), ..Sampling::default() },
+        )
     };
     let options = Sampling {
         temperature: 0.5,
@@ -126,8 +128,8 @@ fn messages_to_the_enclave() {
         ..request.sampling.clone()
     };
     let options = GenerateRequest { sampling: options, ..request.clone() };
-    let request = ToEnclave::Request { stream: 1, request, max_cost: 1_000_000 };
-    let options = ToEnclave::Request { stream: 1, request: options, max_cost: 1_000_000 };
+    let request = ToEnclave::Request { stream: 1, request: Box::new(request), max_cost: 1_000_000 };
+    let options = ToEnclave::Request { stream: 1, request: Box::new(options), max_cost: 1_000_000 };
     let records = [
         ("options", vec![options]),
         ("request", vec![request.clone()]),
@@ -165,13 +167,18 @@ fn messages_to_the_asker() {
         (
             "answer",
             vec![
-                ToAsker::Quoted { stream: 1, input_tokens: 17, input_cost: 17 },
+                ToAsker::Quoted {
+                    stream: 1,
+                    input_tokens: 17,
+                    input_cost: 17,
+                    form: AnswerForm { tools: Some(ToolFormat::Hermes), reasoning: Thinking::Possible },
+                },
                 ToAsker::Tokens { stream: 1, start: 0, tokens: vec![token(52, "4"), token(300, "é")] },
                 ToAsker::Finished {
                     stream: 1,
                     reason: FinishReason::Stop,
                     text: ".".into(),
-                    usage: Usage { prompt_tokens: 17, completion_tokens: 2 },
+                    usage: Usage { prompt_tokens: 17, cached_tokens: 16, completion_tokens: 2 },
                     receipt: Box::new(receipt()),
                 },
             ],

@@ -4,6 +4,10 @@
 //!   which all threads together read as many bytes.
 //! * *Prefill*: a prompt in the engine's chunks. The limit is the speed of products whose weights stay in the cache
 //!   of each core.
+//! * *Askers*: several answers at once through the runner, as a worker makes them. One asker's speed, taken the same
+//!   way, is what theirs together is compared with.
+//!
+//! On a GPU the limits are those of its memory and of its matrix units.
 
 // A shell: measuring is what it is for.
 #![allow(clippy::disallowed_methods, reason = "a benchmark measures time")]
@@ -11,13 +15,16 @@
 use std::{
     hint::black_box,
     path::PathBuf,
+    sync::{Arc, mpsc::channel},
     time::{Duration, Instant},
 };
 
 use clap::Args as ClapArgs;
 use cocoon_inference::{
-    BurnEngine, Engine as _,
+    BurnEngine, ChatRole, Engine as _, GenerateRequest, Message, Sampling,
+    device::DeviceChoice,
     kernels::{Matrix, Precision, matmul},
+    runner::{Event, JobHandle, Runner, RunnerLimits, Terms},
 };
 use serde::Serialize;
 use serde_json::json;
@@ -31,12 +38,18 @@ pub(in crate::cli) struct Args {
     /// How the weights are kept, one row each: f32, f16, int8, int4
     #[arg(long, value_delimiter = ',', default_value = "f32")]
     precision: Vec<Precision>,
+    /// Where it runs: cpu, cuda, cuda:N or auto
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
     /// Tokens of the prompt
     #[arg(long, default_value_t = 641)]
     prompt: usize,
     /// Tokens of the answer
     #[arg(long, default_value_t = 100)]
     tokens: usize,
+    /// Askers at once
+    #[arg(long, default_value_t = 8)]
+    askers: usize,
     /// Repetitions; the best counts, and the median is shown beside it
     #[arg(long, default_value_t = 5)]
     repeat: usize,
@@ -66,6 +79,10 @@ struct Row {
     decode: Speed,
     /// After the prompt.
     decode_after_prompt: Speed,
+    /// Of one asker, through the runner.
+    one_asker: f64,
+    /// Of several, together; the limit is what one asker reaches, times their number.
+    askers: Speed,
 }
 
 pub(in crate::cli) fn run(args: &Args) -> anyhow::Result<()> {
@@ -73,7 +90,7 @@ pub(in crate::cli) fn run(args: &Args) -> anyhow::Result<()> {
     let mut name = String::new();
     for &precision in &args.precision {
         let started = Instant::now();
-        let engine = load_or_embedded(args.folder.as_deref(), precision)?;
+        let engine = load_or_embedded(args.folder.as_deref(), args.device, precision)?;
         let load_s = started.elapsed().as_secs_f64();
         name = format!("{} ({} parameters)", engine.info().name, engine.info().parameters);
         let bar = output::spinner(format!("measuring {precision}"));
@@ -101,6 +118,13 @@ pub(in crate::cli) fn run(args: &Args) -> anyhow::Result<()> {
         speed("prefill", &row.prefill);
         speed("decode", &row.decode);
         speed("decode after prompt", &row.decode_after_prompt);
+        speed(&format!("{} askers together", args.askers), &row.askers);
+        output::line(format!(
+            "  {:<22}{:>8.1} x one asker's {:.0}",
+            "",
+            row.askers.best / row.one_asker,
+            row.one_asker
+        ));
         if row.rounding_max > 0.0 {
             output::line(format!(
                 "  rounding of weights: at most {:.2e} of the largest, {:.2e} RMS",
@@ -137,7 +161,18 @@ fn measure(engine: &BurnEngine, precision: Precision, load_s: f64, args: &Args) 
         }
         decode.push(tokens as f64 / started.elapsed().as_secs_f64());
     }
-    let read = read_limit(engine.weight_bytes());
+    let of_askers = |askers: usize| -> anyhow::Result<Vec<f64>> {
+        (0..args.repeat.max(1)).map(|_| together(engine, askers.max(1), tokens)).collect()
+    };
+    let one_asker = of_askers(1)?.into_iter().fold(0.0, f64::max);
+    let askers = of_askers(args.askers)?;
+    let operations = 2.0 * engine.layer_weights() as f64;
+    let (read, product) = match engine.device_limits().transpose()? {
+        Some(limits) => {
+            (limits.read_bytes / engine.weight_bytes() as f64, limits.product_operations / operations)
+        }
+        None => (read_limit(engine.weight_bytes()), product_limit(precision) / operations),
+    };
     let error = engine.rounding_error();
     Ok(Row {
         precision,
@@ -145,10 +180,48 @@ fn measure(engine: &BurnEngine, precision: Precision, load_s: f64, args: &Args) 
         load_s,
         rounding_max: error.max,
         rounding_rms: error.rms,
-        prefill: speed(prefill, product_limit(precision) / (2.0 * engine.layer_weights() as f64)),
+        prefill: speed(prefill, product),
         decode: speed(decode, read),
         decode_after_prompt: speed(after, read),
+        one_asker,
+        askers: speed(askers, one_asker * args.askers as f64),
     })
+}
+
+/// Tokens per second of several answers at once, from the first payment to the last end.
+fn together(engine: &BurnEngine, askers: usize, tokens: usize) -> anyhow::Result<f64> {
+    let limits = RunnerLimits { slots: askers, ..RunnerLimits::default() };
+    let runner = Runner::spawn(Arc::new(engine.clone()), limits)?;
+    let (sender, events) = channel();
+    let ask = |asker: usize| -> anyhow::Result<JobHandle> {
+        let sampling =
+            Sampling { temperature: 0.0, max_tokens: u32::try_from(tokens).ok(), ..Sampling::default() };
+        let messages = vec![Message::new(ChatRole::User, format!("Tell {asker}"))];
+        let request = GenerateRequest::new(engine.info().digest, messages, sampling);
+        let sender = sender.clone();
+        let sink = move |event| drop(sender.send(event));
+        Ok(runner.submit(request, Terms::of(asker as u64, [asker as u8; 32]), Box::new(sink))?)
+    };
+    let handles: Vec<JobHandle> = (0..askers).map(ask).collect::<anyhow::Result<_>>()?;
+    let (mut prepared, mut made, mut ended) = (0, 0, 0);
+    let mut started = Instant::now();
+    while ended < askers {
+        match events.recv()? {
+            Event::Prepared { .. } => {
+                prepared += 1;
+                if prepared == askers {
+                    started = Instant::now();
+                    handles.iter().for_each(|handle| handle.allow(u32::MAX));
+                }
+            }
+            Event::Tokens(tokens) => made += tokens.len(),
+            Event::Finished { .. } => ended += 1,
+            Event::Rejected(error) => return Err(error.into()),
+            Event::Failed(why) => anyhow::bail!(why),
+            Event::Displaced => anyhow::bail!("displaced"),
+        }
+    }
+    Ok(made as f64 / started.elapsed().as_secs_f64())
 }
 
 fn speed(mut found: Vec<f64>, limit: f64) -> Speed {

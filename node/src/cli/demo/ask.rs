@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use cocoon_client::{AnswerEvent, ChatRequest, LegStart, LightPeer, Receipt};
-use cocoon_inference::{ChatRole, Message, Sampling, Usage, embedded};
+use cocoon_inference::{ChatRole, Message, Usage, embedded};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
@@ -37,13 +37,7 @@ impl Asked {
 }
 
 pub(super) async fn ask(peer: &LightPeer, question: &str, say: Say) -> anyhow::Result<Asked> {
-    let request = ChatRequest {
-        model: embedded::NAME.to_owned(),
-        messages: vec![Message { role: ChatRole::User, content: question.to_owned() }],
-        sampling: Sampling::default(),
-        max_cost: None,
-        deadline: None,
-    };
+    let request = ChatRequest::new(embedded::NAME, vec![Message::new(ChatRole::User, question)]);
     say.line(format!("\n? {question}"));
     let started = Instant::now();
     let mut answer = peer.chat(request).await?;
@@ -51,6 +45,7 @@ pub(super) async fn ask(peer: &LightPeer, question: &str, say: Say) -> anyhow::R
     while let Some(event) = answer.next().await {
         match event? {
             AnswerEvent::Started { leg } => starts.push(leg),
+            AnswerEvent::Prepared { .. } => {}
             AnswerEvent::Tokens(tokens) => {
                 if first_token_ms == 0.0 {
                     first_token_ms = started.elapsed().as_secs_f64() * 1e3;

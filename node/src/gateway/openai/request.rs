@@ -1,6 +1,6 @@
 //! Parses `POST /v1/chat/completions`.
 //!
-//! A field that this gateway does not act on is refused by name: silently ignoring, say, `tools` would return
+//! A field that this gateway does not act on is refused by name: silently ignoring, say, `audio` would return
 //! an answer to a question that nobody asked. `null` counts as absent, since several clients send every
 //! optional field that way. A few fields are accepted where they ask for what happens anyway: see
 //! [`parse`].
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{
     error::ApiError,
     sampling::{self, SamplingFields},
+    tools::{self, StructureFields},
 };
 
 /// Most messages that one request may carry; far above what a 256-token or 128k-token context holds.
@@ -22,8 +23,7 @@ pub const MAX_CHOICES: u32 = 8;
 /// OpenAI's own limits on metadata: pairs, characters of a key, characters of a value.
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 /// Beside the sampling fields.
-const KNOWN: &[&str] =
-    &["model", "messages", "n", "stream", "stream_options", "user", "metadata", "store", "response_format"];
+const KNOWN: &[&str] = &["model", "messages", "n", "stream", "stream_options", "user", "metadata", "store"];
 
 /// A chat completion request, checked field by field.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +34,8 @@ pub struct ChatCompletion {
     pub messages: Vec<Message>,
     /// How to pick tokens.
     pub sampling: SamplingFields,
+    /// Functions on offer, and what the answers must look like.
+    pub structure: StructureFields,
     /// How many answers, 1 to [`MAX_CHOICES`] (`n`).
     pub choices: usize,
     /// Answer as server-sent events.
@@ -44,9 +46,9 @@ pub struct ChatCompletion {
 
 /// Parses a request body.
 ///
-/// `user`, `metadata`, `store: false` and `response_format: {"type": "text"}` are checked and change nothing:
-/// the first two are labels for a provider's own records, of which there are none, and the others say what
-/// happens without them. They go no further than this function.
+/// `user`, `metadata` and `store: false` are checked and change nothing: the first two are labels for a provider's own
+/// records, of which there are none, and the third says what happens without it. They go no further than this
+/// function.
 ///
 /// # Errors
 /// [`ApiError`] of type `invalid_request_error` that names the field and says what it should be.
@@ -61,12 +63,14 @@ pub fn parse(body: &[u8]) -> Result<ChatCompletion, ApiError> {
         model: model(&fields)?,
         messages: messages(&fields)?,
         sampling: sampling::parse(&fields)?,
+        structure: tools::parse(&fields)?,
         choices: integer(&fields, "n", 1..=MAX_CHOICES)?.unwrap_or(1) as usize,
         stream,
         include_usage: include_usage(&fields, stream)?,
     };
     without_effect(&fields)?;
-    let known = |name: &str| KNOWN.contains(&name) || sampling::KNOWN.contains(&name);
+    let known =
+        |name: &str| KNOWN.contains(&name) || sampling::KNOWN.contains(&name) || tools::KNOWN.contains(&name);
     if let Some((name, _)) = fields.iter().find(|(name, value)| !value.is_null() && !known(name)) {
         return Err(ApiError::unsupported(
             name,
@@ -105,14 +109,24 @@ fn message(at: usize, value: &Value) -> Result<Message, ApiError> {
         Some("system" | "developer") => ChatRole::System,
         Some("user") => ChatRole::User,
         Some("assistant") => ChatRole::Assistant,
+        Some("tool") => ChatRole::Tool,
         _ => {
-            let why =
-                format!("`{}` must be \"system\", \"developer\", \"user\" or \"assistant\"", here(".role"));
+            let why = format!(
+                "`{}` must be \"system\", \"developer\", \"user\", \"assistant\" or \"tool\"",
+                here(".role")
+            );
             return Err(ApiError::invalid(Some(&here(".role")), why));
         }
     };
+    let known: &[&str] = match role {
+        ChatRole::Assistant => &["role", "content", "reasoning_content", "tool_calls"],
+        ChatRole::Tool => &["role", "content", "tool_call_id", "name"],
+        ChatRole::System | ChatRole::User => &["role", "content"],
+    };
+    // OpenAI's client sends an answer back with lists such as `annotations` that have nothing in them.
+    let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
     if let Some((name, _)) =
-        fields.iter().find(|(name, value)| !value.is_null() && !["role", "content"].contains(&name.as_str()))
+        fields.iter().find(|(name, value)| !is_empty(value) && !known.contains(&name.as_str()))
     {
         let path = here(&format!(".{name}"));
         return Err(ApiError::unsupported(&path, format!("`{path}` is not supported by this gateway")));
@@ -120,12 +134,34 @@ fn message(at: usize, value: &Value) -> Result<Message, ApiError> {
     let content = match fields.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => text_parts(parts, &here(".content"))?,
+        // An answer that is a call says nothing.
+        None | Some(Value::Null) if present(fields, "tool_calls").is_some() => String::new(),
         _ => {
             let why = format!("`{}` must be a string or a list of text parts", here(".content"));
             return Err(ApiError::invalid(Some(&here(".content")), why));
         }
     };
-    Ok(Message { role, content })
+    let text = |name: &str| match present(fields, name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => {
+            let path = here(&format!(".{name}"));
+            Err(ApiError::invalid(Some(&path), format!("`{path}` must be a string")))
+        }
+    };
+    let tool_call_id = text("tool_call_id")?;
+    if role == ChatRole::Tool && tool_call_id.is_none() {
+        let path = here(".tool_call_id");
+        let why = format!("`{path}` is missing: it says which call this is the result of");
+        return Err(ApiError::invalid(Some(&path), why));
+    }
+    Ok(Message {
+        reasoning: text("reasoning_content")?,
+        tool_calls: tools::tool_calls(fields, &here(""))?,
+        tool_call_id,
+        name: text("name")?,
+        ..Message::new(role, content)
+    })
 }
 
 fn text_parts(parts: &[Value], path: &str) -> Result<String, ApiError> {
@@ -163,12 +199,6 @@ fn without_effect(fields: &Map<String, Value>) -> Result<(), ApiError> {
     if optional(fields, "store", Value::as_bool, "true or false")? == Some(true) {
         let why = "`store: true` is not supported by this gateway, which keeps no answers; leave it out";
         return Err(ApiError::unsupported("store", why));
-    }
-    if let Some(format) = optional(fields, "response_format", Value::as_object, "an object")?
-        && !(format.len() == 1 && format.get("type").and_then(Value::as_str) == Some("text"))
-    {
-        let why = "`response_format` other than {\"type\": \"text\"} is not supported by this gateway; leave it out";
-        return Err(ApiError::unsupported("response_format", why));
     }
     Ok(())
 }
@@ -239,7 +269,7 @@ mod tests {
             "temperature":0.5,"top_p":0.25,"seed":-1,"stop":["x"],"max_tokens":7,"stream":true,"stream_options":{"include_usage":true},"tools":null}"#;
         let request = parse(body.as_bytes()).unwrap();
         assert_eq!(request.model, "m@ab");
-        assert_eq!(request.messages[1], Message { role: ChatRole::User, content: "ab".into() });
+        assert_eq!(request.messages[1], Message::new(ChatRole::User, "ab"));
         assert_eq!(request.sampling.seed, Some(u64::MAX));
         assert_eq!(request.sampling.options.stop, ["x"]);
         assert!(request.stream && request.include_usage);
@@ -248,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_field_nobody_acts_on_is_refused_by_name() {
-        for field in ["tools", "functions", "prediction", "audio", "reasoning_effort", "best_of", "made_up"] {
+        for field in ["functions", "prediction", "audio", "reasoning_effort", "best_of", "made_up"] {
             let error = refused(&format!(
                 r#"{{"model":"m","messages":[{{"role":"user","content":"x"}}],"{field}":1}}"#
             ));
@@ -273,8 +303,9 @@ mod tests {
             (r#""metadata":"a""#, "metadata"),
             (r#""store":true"#, "store"),
             (r#""store":"no""#, "store"),
-            (r#""response_format":{"type":"json_object"}"#, "response_format"),
-            (r#""response_format":{"type":"text","strict":true}"#, "response_format"),
+            (r#""response_format":{"type":"xml"}"#, "response_format.type"),
+            (r#""response_format":{"type":"text","strict":true}"#, "response_format.strict"),
+            (r#""tools":1"#, "tools"),
         ] {
             assert_eq!(refused(&with(extra)).param.as_deref(), Some(param));
         }
@@ -282,7 +313,7 @@ mod tests {
         assert_eq!(refused(r#"{"model":"m","messages":[]}"#).param.as_deref(), Some("messages"));
         assert_eq!(
             refused(r#"{"model":"m","messages":[{"role":"tool","content":"x"}]}"#).param.as_deref(),
-            Some("messages[0].role")
+            Some("messages[0].tool_call_id")
         );
         assert_eq!(refused("[1]").param, None);
         assert_eq!(refused("{").param, None);

@@ -9,6 +9,8 @@ use cocoon_client::Receipt;
 use cocoon_inference::{FinishReason, Token, Usage};
 use serde_json::{Value, json};
 
+use super::choice::Choice;
+
 /// Renders the parts of one streamed answer. Writing into a `Vec` cannot fail, so that its results are
 /// dropped throughout.
 #[derive(Debug, Clone)]
@@ -40,25 +42,24 @@ impl Chunks {
     /// One token: the text that it releases, and its log-probabilities if they were asked for.
     pub fn token(&self, choice: usize, token: &Token, out: &mut Vec<u8>) {
         self.content(choice, &token.text, out);
-        match logprob(token) {
-            None => out.extend_from_slice(b"null"),
-            Some(logprob) => {
-                let _ = write!(out, "{{\"content\":[{logprob}],\"refusal\":null}}");
-            }
-        }
-        out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
+        logprobs(token, out);
     }
 
-    /// A piece of text that belongs to no single token.
-    pub fn text(&self, choice: usize, text: &str, out: &mut Vec<u8>) {
-        self.content(choice, text, out);
-        out.extend_from_slice(b"null,\"finish_reason\":null}]}\n\n");
+    /// What a token released of an answer that is not text alone, as deltas. Its log-probabilities go with the first.
+    pub fn deltas(&self, choice: usize, deltas: &[Value], token: Option<&Token>, out: &mut Vec<u8>) {
+        for (i, delta) in deltas.iter().enumerate() {
+            self.choice(choice, out);
+            let _ = write!(out, "{delta},\"logprobs\":");
+            match token.filter(|_| i == 0) {
+                Some(token) => logprobs(token, out),
+                None => out.extend_from_slice(b"null,\"finish_reason\":null}]}\n\n"),
+            }
+        }
     }
 
     /// The event that says why the answer ended; carries the receipt as the extension `cocoon`.
-    pub fn finish(&self, choice: usize, reason: FinishReason, receipt: &Value, out: &mut Vec<u8>) {
+    pub fn finish(&self, choice: usize, reason: &str, receipt: &Value, out: &mut Vec<u8>) {
         self.choice(choice, out);
-        let reason = finish_reason(reason);
         let _ = write!(
             out,
             "{{}},\"logprobs\":null,\"finish_reason\":\"{reason}\"}}],\"cocoon\":{receipt}}}\n\n"
@@ -66,9 +67,9 @@ impl Chunks {
     }
 
     /// The usage event of `stream_options.include_usage`.
-    pub fn usage(&self, usage: Usage, out: &mut Vec<u8>) {
+    pub fn usage(&self, usage: &Value, out: &mut Vec<u8>) {
         out.extend_from_slice(self.head.as_bytes());
-        let _ = write!(out, ",\"choices\":[],\"usage\":{}}}\n\n", usage_object(usage));
+        let _ = write!(out, ",\"choices\":[],\"usage\":{usage}}}\n\n");
     }
 
     /// Up to where the delta of an answer's only choice begins.
@@ -94,84 +95,56 @@ pub fn error_event(error: &Value, out: &mut Vec<u8>) {
     out.extend_from_slice(format!("data: {error}\n\n").as_bytes());
 }
 
-/// One answer, as it grows.
-#[derive(Debug, Clone)]
-pub struct Choice {
-    text: String,
-    /// One entry per token, if they were asked for.
-    logprobs: Option<Vec<Value>>,
-    reason: FinishReason,
-}
-
-impl Choice {
-    /// An answer without any text yet.
-    #[must_use]
-    pub fn new(logprobs: bool) -> Self {
-        Self { text: String::new(), logprobs: logprobs.then(Vec::new), reason: FinishReason::Stop }
-    }
-
-    /// Appends tokens.
-    pub fn push(&mut self, tokens: &[Token]) {
-        tokens.iter().for_each(|token| self.text.push_str(&token.text));
-        if let Some(logprobs) = &mut self.logprobs {
-            logprobs.extend(tokens.iter().filter_map(logprob));
-        }
-    }
-
-    /// Ends it with the text that was held back.
-    pub fn finish(&mut self, tail: &str, reason: FinishReason) {
-        self.text.push_str(tail);
-        self.reason = reason;
-    }
-}
-
 /// A whole completion, its answers in order.
 pub fn completion(
     id: &str,
     model: &str,
     created: u64,
     choices: Vec<Choice>,
-    usage: Usage,
+    usage: &Value,
     receipt: &Value,
 ) -> Value {
-    let choices: Vec<Value> = choices
-        .into_iter()
-        .enumerate()
-        .map(|(index, choice)| {
-            json!({
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": null},
-                "logprobs": choice.logprobs.map(|content| json!({"content": content, "refusal": null})),
-                "finish_reason": finish_reason(choice.reason),
-            })
-        })
-        .collect();
+    let choices: Vec<Value> =
+        choices.into_iter().enumerate().map(|(index, choice)| choice.into_value(index)).collect();
     json!({
         "id": id,
         "object": "chat.completion",
         "created": created,
         "model": model,
         "choices": choices,
-        "usage": usage_object(usage),
+        "usage": usage,
         "cocoon": receipt,
     })
 }
 
-/// OpenAI's usage object.
-pub fn usage_object(usage: Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
-    })
+/// What all answers of a request used. Each read the prompt and paid for it, so each counts it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    prompt: u64,
+    cached: u64,
+    completion: u64,
+    reasoning: u64,
 }
 
-/// Adds up the usage of several answers. Each read the prompt and paid for it, so each counts it.
-#[must_use]
-pub fn add_usage(a: Usage, b: Usage) -> Usage {
-    Usage {
-        prompt_tokens: a.prompt_tokens.saturating_add(b.prompt_tokens),
-        completion_tokens: a.completion_tokens.saturating_add(b.completion_tokens),
+impl Used {
+    /// Adds an answer, of which some tokens were thoughts.
+    pub fn add(&mut self, usage: Usage, reasoning_tokens: u32) {
+        self.prompt += u64::from(usage.prompt_tokens);
+        self.cached += u64::from(usage.cached_tokens);
+        self.completion += u64::from(usage.completion_tokens);
+        self.reasoning += u64::from(reasoning_tokens.min(usage.completion_tokens));
+    }
+
+    /// OpenAI's usage object.
+    #[must_use]
+    pub fn object(&self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
+        })
     }
 }
 
@@ -190,15 +163,29 @@ pub fn receipts(receipts: impl IntoIterator<Item = Receipt>) -> Value {
     together.map_or(Value::Null, |all| receipt(&all))
 }
 
-fn finish_reason(reason: FinishReason) -> &'static str {
+/// Why an answer ended, in OpenAI's words.
+#[must_use]
+pub fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
     match reason {
+        FinishReason::Stop if has_calls => "tool_calls",
         FinishReason::Stop | FinishReason::Cancelled => "stop",
         FinishReason::Length => "length",
     }
 }
 
+/// From the value of `logprobs` to the end of an event.
+fn logprobs(token: &Token, out: &mut Vec<u8>) {
+    match logprob(token) {
+        None => out.extend_from_slice(b"null"),
+        Some(logprob) => {
+            let _ = write!(out, "{{\"content\":[{logprob}],\"refusal\":null}}");
+        }
+    }
+    out.extend_from_slice(b",\"finish_reason\":null}]}\n\n");
+}
+
 /// OpenAI's entry of `logprobs.content` for a token, if its log-probabilities came with it.
-fn logprob(token: &Token) -> Option<Value> {
+pub(super) fn logprob(token: &Token) -> Option<Value> {
     let logprobs = token.logprobs.as_deref()?;
     let top: Vec<Value> = logprobs.top.iter().map(|a| candidate(a.id, a.logprob, &a.bytes)).collect();
     let mut entry = candidate(token.id, logprobs.logprob, &logprobs.bytes);
@@ -225,6 +212,10 @@ mod tests {
     fn event(bytes: &[u8]) -> Value {
         let text = std::str::from_utf8(bytes).unwrap();
         serde_json::from_str(text.strip_prefix("data: ").unwrap().trim_end()).unwrap()
+    }
+
+    fn plain(logprobs: bool) -> Choice {
+        Choice::new("i-0".into(), logprobs, &[])
     }
 
     /// The first byte of "é", with a control token as its rival.
@@ -257,13 +248,16 @@ mod tests {
         assert_eq!((&choice["index"], &choice["logprobs"]), (&json!(3), &Value::Null));
         assert_eq!(value["model"], "tiny\"");
         out.clear();
-        chunks.text(0, "tail", &mut out);
+        chunks.deltas(0, &[json!({"content": "tail"})], None, &mut out);
         assert_eq!(event(&out)["choices"][0]["delta"]["content"], "tail");
         out.clear();
-        chunks.usage(Usage { prompt_tokens: 3, completion_tokens: 4 }, &mut out);
+        let mut used = Used::default();
+        used.add(Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 4 }, 1);
+        chunks.usage(&used.object(), &mut out);
         assert_eq!(event(&out)["usage"]["total_tokens"], 7);
+        assert_eq!(event(&out)["usage"]["prompt_tokens_details"]["cached_tokens"], 2);
         out.clear();
-        chunks.finish(0, FinishReason::Length, &json!({"total": 1}), &mut out);
+        chunks.finish(0, "length", &json!({"total": 1}), &mut out);
         assert_eq!(event(&out)["choices"][0]["finish_reason"], "length");
         out.clear();
         chunks.role(1, &json!({"worker": "w"}), &mut out);
@@ -276,27 +270,27 @@ mod tests {
         let mut out = Vec::new();
         Chunks::new("i", "m", 5).token(0, &half(), &mut out);
         let streamed = event(&out)["choices"][0]["logprobs"].clone();
-        let mut choice = Choice::new(true);
+        let mut choice = plain(true);
         choice.push(&[half()]);
-        let whole = completion("i", "m", 5, vec![choice], Usage::default(), &Value::Null);
+        let whole = completion("i", "m", 5, vec![choice], &Value::Null, &Value::Null);
         for found in [&streamed, &whole["choices"][0]["logprobs"]] {
             assert_eq!(found, &json!({"content": [expected()], "refusal": null}));
         }
-        let plain = completion("i", "m", 5, vec![Choice::new(false)], Usage::default(), &Value::Null);
+        let plain = completion("i", "m", 5, vec![plain(false)], &Value::Null, &Value::Null);
         assert_eq!(plain["choices"][0]["logprobs"], Value::Null);
     }
 
     #[test]
     fn several_answers_are_numbered_and_their_receipts_added_up() {
         let choice = |text: &str, reason| {
-            let mut choice = Choice::new(false);
+            let mut choice = plain(false);
             choice.push(&[Token::new(1, text)]);
             choice.finish("!", reason);
             choice
         };
         let choices = vec![choice("a", FinishReason::Stop), choice("b", FinishReason::Length)];
         let one = |total| Receipt { legs: Vec::new(), model: "m".into(), total: NanoTon(total) };
-        let value = completion("i", "m", 5, choices, Usage::default(), &receipts([one(3), one(4)]));
+        let value = completion("i", "m", 5, choices, &Value::Null, &receipts([one(3), one(4)]));
         let of = |at: usize| value["choices"][at].clone();
         assert_eq!(
             (of(0)["message"]["content"].clone(), of(0)["finish_reason"].clone()),

@@ -37,7 +37,10 @@ fn an_answer_is_paid_as_it_streams_and_ends_with_a_verified_receipt() {
     let stream = asker.ask(ask(10, Some(50), 10_000), 0);
     complete(&mut asker, &mut worker, stream).unwrap();
     let events = events(&mut asker);
-    assert_eq!(events[0], Event::Quoted { stream, input_tokens: 10, cost: NanoTon(10) });
+    assert_eq!(
+        events[0],
+        Event::Quoted { stream, input_tokens: 10, cost: NanoTon(10), form: AnswerForm::default() }
+    );
     let tokens: Vec<u32> = events
         .iter()
         .filter_map(|event| match event {
@@ -50,7 +53,7 @@ fn an_answer_is_paid_as_it_streams_and_ends_with_a_verified_receipt() {
     assert_eq!(tokens, (0..50).collect::<Vec<_>>());
     let Some(Event::Finished { receipt, usage, .. }) = events.last() else { panic!("{events:?}") };
     assert_eq!(receipt.receipt.cost, NanoTon(10 + 2 * 50));
-    assert_eq!(*usage, Usage { prompt_tokens: 10, completion_tokens: 50 });
+    assert_eq!(*usage, Usage { prompt_tokens: 10, cached_tokens: 0, completion_tokens: 50 });
     let paid = worker.newest.unwrap().voucher.cumulative;
     assert!(paid.0 - 110 <= TARIFF.quantum.0, "at most one quantum ahead: {paid}");
     assert_eq!(paid.0 % TARIFF.step().0, 0, "vouchers advance in whole steps");

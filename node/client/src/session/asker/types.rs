@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cocoon_attest::{Policy, Verified, VerifyError, noise::NoiseError};
-use cocoon_inference::{FinishReason, GenerateRequest, Token, Usage};
+use cocoon_inference::{AnswerForm, FinishReason, GenerateRequest, Token, Usage};
 use cocoon_payments::{
     NanoTon, ReceiptError, SignedReceipt,
     lane::{AdoptError, PayError},
@@ -145,6 +145,8 @@ pub enum Event {
         input_tokens: u32,
         /// What they cost.
         cost: NanoTon,
+        /// How the answer is to be read.
+        form: AnswerForm,
     },
     /// More of the answer.
     Tokens {

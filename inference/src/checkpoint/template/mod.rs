@@ -1,18 +1,25 @@
 //! Chat templates: Jinja programs that come with a checkpoint.
 //!
-//! They run in minijinja with Python's string methods and with what `transformers` adds
-//! (`raise_exception`, block trimming). A template is part of the model's digest, yet it is a
-//! program of a stranger: it gets a fuel limit and an output limit. `strftime_now` is not offered:
-//! a prompt that depends on the clock would differ when another worker resumes the answer.
+//! They run in minijinja, with what `transformers` gives them: trimmed blocks, loop controls,
+//! `raise_exception`, `tojson` as Python's (`json`), Python's methods and way of printing (`python`),
+//! and the variables of [`Prompt`]. A template is part of the model's digest, yet it is a program of a
+//! stranger: it gets limits on fuel, output and depth.
 
+mod json;
+mod prompt;
+mod python;
+mod strftime;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
-use minijinja_contrib::pycompat;
+use minijinja::{Environment, Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-use crate::Message;
+pub use prompt::Prompt;
 
 /// Largest template; the longest published ones have about 20 kB.
 const MAX_TEMPLATE_BYTES: usize = 256 * 1024;
@@ -44,6 +51,15 @@ pub enum TemplateError {
     /// Not a template.
     #[error("the template does not parse: {0}")]
     Syntax(String),
+    /// A variable has a name that means something else.
+    #[error("template variable `{name}` is set by the request itself; leave it out")]
+    Reserved {
+        /// Which.
+        name: String,
+    },
+    /// A call of the conversation cannot be written.
+    #[error("{0}")]
+    Call(String),
     /// The template failed on a conversation.
     #[error("{0}")]
     Render(String),
@@ -53,8 +69,9 @@ pub enum TemplateError {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: String,
-    eos_token: String,
+    /// `bos_token` and its like, as far as the model has them.
+    tokens: Vec<(&'static str, String)>,
+    source: String,
 }
 
 impl ChatTemplate {
@@ -79,38 +96,66 @@ impl ChatTemplate {
         environment.set_syntax(
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(syntax)?,
         );
-        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python::method);
+        environment.set_formatter(python::print);
+        environment.add_filter("tojson", json::tojson);
+        environment.add_test("iterable", python::is_iterable);
         environment.add_function("raise_exception", |why: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, why))
         });
         environment.set_fuel(Some(FUEL));
-        environment.add_template_owned(NAME, source).map_err(syntax)?;
-        let token = |field: &str| special_token(&config, field);
-        Ok(Self { environment, bos_token: token("bos_token"), eos_token: token("eos_token") })
+        environment.add_template_owned(NAME, without_generation(&source)).map_err(syntax)?;
+        let tokens = ["bos_token", "eos_token", "unk_token", "pad_token"]
+            .into_iter()
+            .filter_map(|field| Some((field, special_token(&config, field)?)))
+            .collect();
+        Ok(Self { environment, tokens, source })
     }
 
-    /// The prompt text of a conversation, up to where the model's turn begins.
-    pub fn render(&self, messages: &[Message]) -> Result<String, TemplateError> {
+    /// The template's text, by which a model's forms of calls and thoughts are recognised.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The prompt text of a conversation.
+    pub fn render(&self, prompt: &Prompt<'_>) -> Result<String, TemplateError> {
         let fail = |e: Error| TemplateError::Render(e.to_string());
         let template = self.environment.get_template(NAME).map_err(fail)?;
-        let conversation: Vec<Value> = messages
-            .iter()
-            .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
-            .collect();
+        let context = prompt.context()?.into_iter();
+        let mut context: BTreeMap<String, Value> =
+            context.map(|(name, json)| (name, prompt::value(json))).collect();
+        for (name, token) in &self.tokens {
+            context.insert((*name).into(), token.as_str().into());
+        }
+        if let Some(now) = prompt.now {
+            let strftime = move |format: &str| strftime::strftime(format, now);
+            context.insert("strftime_now".into(), Value::from_function(strftime));
+        }
         let mut output = Limited(Vec::new());
-        template
-            .render_captured_to(
-                context! {
-                    messages => conversation,
-                    add_generation_prompt => true,
-                    bos_token => self.bos_token.as_str(),
-                    eos_token => self.eos_token.as_str(),
-                },
-                &mut output,
-            )
-            .map_err(fail)?;
+        template.render_captured_to(context, &mut output).map_err(fail)?;
         String::from_utf8(output.0).map_err(|e| TemplateError::Render(e.to_string()))
     }
+}
+
+/// `transformers` lets templates mark what the model said, for training: `{% generation %}` to
+/// `{% endgeneration %}`. Here these are blocks that change nothing.
+fn without_generation(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        out.push_str(before);
+        let end = tag.find("%}").map_or(tag.len(), |end| end + 2);
+        let (tag, after) = tag.split_at(end);
+        let name = tag.trim_start_matches(['{', '%', '-', '+']).trim_end_matches(['}', '%', '-', '+']).trim();
+        match name {
+            "generation" => out.push_str(&tag.replacen("generation", "if true", 1)),
+            "endgeneration" => out.push_str(&tag.replacen("endgeneration", "endif", 1)),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out + rest
 }
 
 /// A string, or a list of named templates of which `default` is for chats.
@@ -132,10 +177,9 @@ fn template_of(config: &Json) -> Result<String, TemplateError> {
 }
 
 /// Special tokens are a text or an object with `content`.
-fn special_token(config: &Json, field: &str) -> String {
-    let value = config.get(field);
-    let text = value.and_then(|v| v.as_str().or_else(|| v.get("content")?.as_str()));
-    text.unwrap_or_default().to_owned()
+fn special_token(config: &Json, field: &str) -> Option<String> {
+    let value = config.get(field)?;
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
 /// A writer that refuses to grow beyond the output limit.
@@ -152,47 +196,5 @@ impl io::Write for Limited {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ChatRole;
-
-    fn render(source: &str) -> Result<String, TemplateError> {
-        let messages = [Message { role: ChatRole::User, content: " Hi ".into() }];
-        ChatTemplate::parse(None, Some(source.as_bytes()))?.render(&messages)
-    }
-
-    #[test]
-    fn blocks_are_trimmed_and_python_methods_work() {
-        let text = render(
-            "{% for m in messages %}\n  {% if true %}\n[{{ m.content.strip() }}]\n  {% endif %}\n{% endfor %}\n",
-        );
-        assert_eq!(text.unwrap(), "[Hi]\n");
-    }
-
-    #[test]
-    fn a_template_may_refuse_a_conversation() {
-        let error = render("{{ raise_exception('roles must alternate') }}").unwrap_err();
-        assert!(error.to_string().contains("roles must alternate"), "{error}");
-    }
-
-    #[test]
-    fn a_template_cannot_run_or_write_without_end() {
-        let spin = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
-        assert!(matches!(render(spin), Err(TemplateError::Render(_))));
-        let flood = "{% for a in range(9999) %}{{ 'x' * 99 }}{% endfor %}";
-        let error = render(flood).unwrap_err().to_string();
-        assert!(!error.is_empty());
-    }
-
-    #[test]
-    fn a_missing_template_and_a_broken_one_are_told_apart() {
-        assert!(matches!(ChatTemplate::parse(Some(b"{}"), None), Err(TemplateError::Missing)));
-        assert!(matches!(render("{% for"), Err(TemplateError::Syntax(_))));
-        let list = br#"{"chat_template": [{"name": "default", "template": "ok"}]}"#;
-        assert_eq!(ChatTemplate::parse(Some(list), None).unwrap().render(&[]).unwrap(), "ok");
     }
 }
