@@ -41,26 +41,22 @@ pub(super) fn matmul_on(isa: Isa, x: &[f32], rows: usize, w: &Matrix, out: &mut 
     if rows == 0 {
         return;
     }
-    let width = w.in_features();
     let out = Out::new(out, w.out_features());
     match &w.panels {
-        Panels::F32(lines) => {
-            let lines = &lines[..];
-            let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 12 } else { 6 });
-            interleaved(x, width, tiling, |x| {
-                over_panels(w, rows, |panels| isa.run(Dense { x, lines, width, tiling, panels, out }));
-            });
-        }
-        Panels::F16(lines) => {
-            let lines = &lines[..];
-            let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 12 } else { 6 });
-            interleaved(x, width, tiling, |x| {
-                over_panels(w, rows, |panels| isa.run(Dense { x, lines, width, tiling, panels, out }));
-            });
-        }
+        Panels::F32(lines) => dense(isa, x, rows, w, lines, out),
+        Panels::F16(lines) => dense(isa, x, rows, w, lines, out),
         Panels::Int8(groups) => quantised(isa, x, rows, w, groups, out),
         Panels::Int4(groups) => quantised(isa, x, rows, w, groups, out),
     }
+}
+
+/// Multiplies the rows with a weight in floating point.
+fn dense<L: Line>(isa: Isa, x: &[f32], rows: usize, w: &Matrix, lines: &[L], out: Out<'_>) {
+    let tiling = Tiling::new(rows, if isa == Isa::Avx512 { 12 } else { 6 });
+    let width = w.in_features();
+    interleaved(x, width, tiling, |x| {
+        over_panels(w, rows, |panels| isa.run(Dense { x, lines, width, tiling, panels, out }));
+    });
 }
 
 /// Quantises the rows, and multiplies them with a weight in integers.
