@@ -13,7 +13,7 @@
 //! Whoever owns the disk must not be able to show one file to the hash and another to the parser. So every byte is
 //! read once into memory of the process, and is hashed there and used from the same copy: small files as a whole, and
 //! so the weights in [`Checkpoint::open`]; in [`Unread::read`] the weights a few megabytes at a time, straight into
-//! the form in which they serve ([`stream`] says how). With a digest, the configuration and the headers of the weight
+//! the form in which they serve (`stream.rs` says how). With a digest, the configuration and the headers of the weight
 //! files are all that is parsed before it is compared. The size of the weights is bounded by what the configuration
 //! needs.
 
