@@ -9,8 +9,8 @@ use bincode::config::{self, Config};
 use crate::GenerateRequest;
 
 /// Version of the encoding. 2 brought the sampling options beyond temperature and `top_p`, 3 functions, grammars and
-/// what else is in [`Structure`](crate::Structure).
-pub const VERSION: u8 = 3;
+/// what else is in [`Structure`](crate::Structure), 4 the key of shared prompts.
+pub const VERSION: u8 = 4;
 /// Largest encoded request: all text, a long prefix and some room.
 pub const MAX_REQUEST_BYTES: usize = 512 * 1024;
 

@@ -36,7 +36,8 @@ pub enum RequestError {
 }
 
 impl RequestError {
-    pub(crate) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
+    /// A refusal that names a field and what is wrong with it.
+    pub fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), why: why.into() }
     }
 }

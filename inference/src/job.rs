@@ -109,6 +109,9 @@ impl fmt::Debug for Message {
     }
 }
 
+/// Longest key under which askers share cached prompts.
+pub const MAX_CACHE_KEY_BYTES: usize = 128;
+
 /// A request for one answer.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub struct GenerateRequest {
@@ -123,12 +126,22 @@ pub struct GenerateRequest {
     /// Output tokens already received from another worker of the same model: generation goes on
     /// after them. Ids, not text, since text would tokenise differently.
     pub prefix: Vec<u32>,
+    /// Askers who name the same key may find each other's prompts in a worker's cache, and by how long an answer takes
+    /// learn that somebody with the key asked alike. Without one, an asker finds its own only.
+    pub cache_key: Option<String>,
 }
 
 impl GenerateRequest {
     /// A request for an answer of any form.
     pub fn new(model: [u8; 32], messages: Vec<Message>, sampling: Sampling) -> Self {
-        Self { model, messages, sampling, structure: Structure::default(), prefix: Vec::new() }
+        Self {
+            model,
+            messages,
+            sampling,
+            structure: Structure::default(),
+            prefix: Vec::new(),
+            cache_key: None,
+        }
     }
 
     /// Bytes of all text that the model is told.
@@ -163,6 +176,12 @@ impl GenerateRequest {
                 "prefix",
                 format!("{} tokens, at most {MAX_PREFIX_TOKENS} are allowed", self.prefix.len()),
             ));
+        }
+        if let Some(key) = &self.cache_key
+            && !(1..=MAX_CACHE_KEY_BYTES).contains(&key.len())
+        {
+            let why = format!("{} bytes long, 1 to {MAX_CACHE_KEY_BYTES} are allowed", key.len());
+            return Err(RequestError::invalid("cache_key", why));
         }
         self.structure.validate()?;
         self.sampling.validate()

@@ -70,7 +70,7 @@ pub use tokens::{Alternative, FinishReason, Logprobs, Token, Usage};
 pub mod limits {
     pub use crate::codec::MAX_REQUEST_BYTES;
     pub use crate::info::MAX_NAME_BYTES;
-    pub use crate::job::{MAX_CONTENT_BYTES, MAX_MESSAGES, MAX_PREFIX_TOKENS};
+    pub use crate::job::{MAX_CACHE_KEY_BYTES, MAX_CONTENT_BYTES, MAX_MESSAGES, MAX_PREFIX_TOKENS};
     pub use crate::sampling::{
         MAX_BIAS, MAX_LOGIT_BIAS, MAX_PENALTY, MAX_REPETITION_PENALTY, MAX_STOP_BYTES, MAX_STOP_TOKENS,
         MAX_STOPS, MAX_TEMPERATURE, MAX_TOP_LOGPROBS,

@@ -217,7 +217,7 @@ impl Texts {
         self.0.iter().find(|(name, _)| name == wanted).map(|(_, bytes)| bytes.as_slice())
     }
 
-    fn need(&self, name: &'static str) -> Result<&[u8], LoadError> {
+    pub(super) fn need(&self, name: &'static str) -> Result<&[u8], LoadError> {
         self.find(name).ok_or(LoadError::Missing { name })
     }
 
@@ -228,8 +228,9 @@ impl Texts {
         Ok(config)
     }
 
-    pub(super) fn tokenizer(&self, config: &ModelConfig) -> Result<TextTokenizer, LoadError> {
-        Ok(TextTokenizer::parse(self.need("tokenizer.json")?, config.dimensions.vocab_size)?)
+    /// The vocabulary of a model with so many rows.
+    pub(super) fn tokenizer(&self, vocab: usize) -> Result<TextTokenizer, LoadError> {
+        Ok(TextTokenizer::parse(self.need("tokenizer.json")?, vocab)?)
     }
 
     pub(super) fn template(&self) -> Result<ChatTemplate, LoadError> {

@@ -200,6 +200,14 @@ impl Index {
         &self.files
     }
 
+    /// The number format and the number of values of each tensor.
+    pub(super) fn formats(&self) -> impl Iterator<Item = (String, u64)> {
+        let values = |shape: &[usize]| shape.iter().fold(1_u64, |all, n| all.saturating_mul(*n as u64));
+        self.tensors
+            .values()
+            .map(move |entry| (format!("{:?}", entry.dtype).to_lowercase(), values(&entry.shape)))
+    }
+
     /// Whether there is a tensor of this name.
     pub(super) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

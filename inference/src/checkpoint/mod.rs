@@ -8,7 +8,7 @@
 //! tokenizer_config.json          chat template  → messages → prompt text            (template)
 //! ```
 //!
-//! What an [`embedder`](crate::embedder) reads beside these is said there.
+//! An [`Outline`] is all of it but the weights, for models that somebody else computes. What an [`embedder`](crate::embedder) reads beside these is said there.
 //!
 //! Whoever owns the disk must not be able to show one file to the hash and another to the parser. So every byte is
 //! read once into memory of the process, and is hashed there and used from the same copy: small files as a whole, and
@@ -20,6 +20,7 @@
 mod config;
 mod files;
 mod index;
+mod outline;
 mod stream;
 mod template;
 mod tensors;
@@ -34,6 +35,7 @@ pub use config::{ConfigError, ModelConfig, parse_config, parse_dimensions};
 pub(crate) use config::{Fields, MAX_PARAMETERS};
 pub(crate) use files::{Contents, read_config};
 pub use index::{INDEX_FILE, TensorError};
+pub use outline::Outline;
 pub use template::{ChatTemplate, Prompt, TemplateError};
 pub use tensors::Tensors;
 pub use tokenizer::{TextTokenizer, TokenizerError};
@@ -141,7 +143,8 @@ impl Checkpoint {
 
     fn parse(contents: Contents) -> Result<Self, LoadError> {
         let config = contents.texts.config()?;
-        let (tokenizer, template) = (contents.texts.tokenizer(&config)?, contents.texts.template()?);
+        let (tokenizer, template) =
+            (contents.texts.tokenizer(config.dimensions.vocab_size)?, contents.texts.template()?);
         let (name, manifest) = (contents.name.clone(), contents.manifest.clone());
         Ok(Self { name, config, tensors: contents.into_tensors()?, tokenizer, template, manifest })
     }
@@ -192,7 +195,7 @@ impl Unread {
         let plan = files.index().and_then(|index| Plan::new(&index, layout(&config.dimensions)));
         if plan.is_err() && expected.is_none() {
             // A vocabulary that does not fit the configuration is the better answer.
-            files.texts.tokenizer(&config)?;
+            files.texts.tokenizer(config.dimensions.vocab_size)?;
         }
         Ok(Self { config, expected, files, plan: plan? })
     }
@@ -216,7 +219,7 @@ impl Unread {
         let mut tell = |done: u64| progress(before + done, total);
         tell(0);
         let mut read = || plan.read(&weights, &mut tell, put);
-        let parse = || Ok((texts.tokenizer(&config)?, texts.template()?));
+        let parse = || Ok((texts.tokenizer(config.dimensions.vocab_size)?, texts.template()?));
         let (entries, parsed): (_, Option<Result<_, LoadError>>) = match expected {
             // A large vocabulary takes as long as some hundred megabytes of weights.
             None => rayon::join(read, || Some(parse())),

@@ -70,6 +70,9 @@ pub fn complete(
                 Over::Cancelled | Over::Deadline => FinishReason::Cancelled,
             };
         }
+        for run in plan.runs.iter().filter(|run| run.samples) {
+            answer.order(run.ahead, &terms.salt);
+        }
         let mut logits = executor.run(&plan, &plan.runs)?;
         if !plan.runs.iter().any(|run| run.samples) {
             scheduler.sampled(&[]);
@@ -79,6 +82,10 @@ pub fn complete(
             std::thread::sleep(Instant::saturating_duration_since(&due, Instant::now()));
         }
         let next = answer.next(logits.row(0))?;
+        if next == Next::Later {
+            scheduler.sampled(&[]);
+            continue;
+        }
         due = engine.interval().map(|interval| Instant::now() + interval);
         let (Next::Token(token) | Next::Last(token)) = &next else {
             break FinishReason::Stop;

@@ -17,6 +17,7 @@
 mod burn;
 mod complete;
 mod echo;
+pub mod frontend;
 mod logprobs;
 mod paced;
 mod sampler;
@@ -31,7 +32,7 @@ pub use sampler::Sampler;
 
 pub use crate::checkpoint::LoadError;
 use crate::constraint::ConstraintError;
-use crate::scheduler::{BlockId, Plan, Run, Sequence};
+use crate::scheduler::{BlockId, Plan, Run, Salt, Sequence};
 use crate::{AnswerForm, GenerateRequest, ModelInfo, RequestError, Token};
 
 /// A model that is ready to serve.
@@ -51,6 +52,11 @@ pub trait Engine: Send + Sync {
     /// The least time between two tokens of an answer, if there is one.
     fn interval(&self) -> Option<Duration> {
         None
+    }
+
+    /// Whether a request that comes now can be answered.
+    fn ready(&self) -> bool {
+        true
     }
 }
 
@@ -101,6 +107,13 @@ pub trait Answer: Send {
 
     /// Text that was held back until now.
     fn finish(&mut self) -> String;
+
+    /// Called before each step that is to make a token, with how many may be made from here on, that one included.
+    /// For engines that must order tokens elsewhere before they can have one. What is cached there is for those of the
+    /// same `salt` alone.
+    fn order(&mut self, tokens: u32, salt: &Salt) {
+        let _ = (tokens, salt);
+    }
 }
 
 /// What follows in an answer.
@@ -112,6 +125,8 @@ pub enum Next {
     Last(Token),
     /// The model ended its turn.
     End,
+    /// There is none yet. The step is planned again; the executor is what waits, not this thread.
+    Later,
 }
 
 /// Computes sequences. Dropping it overwrites what it keeps of them.
@@ -168,6 +183,9 @@ pub enum EngineError {
     /// The answer cannot go on within its grammar.
     #[error("the answer cannot follow its grammar any further: {0}")]
     Constraint(#[from] ConstraintError),
+    /// Another process computes, and did not.
+    #[error("the inference server failed: {0}")]
+    Server(String),
     /// Every token that may follow is banned by the request's own `logit_bias`.
     #[error("`logit_bias` bans every token that may follow; allow more")]
     Banned,

@@ -45,4 +45,8 @@ impl Engine for Paced {
     fn interval(&self) -> Option<Duration> {
         Some(self.interval)
     }
+
+    fn ready(&self) -> bool {
+        self.inner.ready()
+    }
 }

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::engine::{Answer, Next};
-use crate::scheduler::Over;
+use crate::scheduler::{Over, Salt};
 use crate::{AnswerForm, FinishReason, GenerateRequest, RequestError, Token, Usage};
 
 /// Longest time that a token waits for others to share an event with. Long enough to make hand-overs rare, short
@@ -65,7 +65,7 @@ impl<F: FnMut(Event) + Send> Sink for F {
 /// A job that nobody has paid for yet.
 pub(super) enum Slot {
     /// Waits to be tokenised.
-    Asked { request: Box<GenerateRequest>, sink: Box<dyn Sink> },
+    Asked { request: Box<GenerateRequest>, salt: Salt, sink: Box<dyn Sink> },
     /// Is being tokenised.
     Preparing,
     /// Was cancelled meanwhile.
@@ -78,6 +78,7 @@ pub(super) enum Slot {
 pub(super) struct Job {
     pub(super) sink: Box<dyn Sink>,
     answer: Box<dyn Answer>,
+    salt: Salt,
     usage: Usage,
     /// Tokens that were not handed over yet, and since when.
     tokens: Vec<Token>,
@@ -95,15 +96,18 @@ pub(super) struct Job {
 pub(super) enum Then {
     /// Go on after a token.
     On(u32),
+    /// Ask again.
+    Again,
     /// Nothing, it is over.
     Over,
 }
 
 impl Job {
-    pub(super) fn new(sink: Box<dyn Sink>, answer: Box<dyn Answer>, prompt_tokens: u32) -> Self {
+    pub(super) fn new(sink: Box<dyn Sink>, answer: Box<dyn Answer>, salt: Salt, prompt_tokens: u32) -> Self {
         Self {
             sink,
             answer,
+            salt,
             usage: Usage { prompt_tokens, ..Usage::default() },
             tokens: Vec::new(),
             held_since: None,
@@ -118,6 +122,11 @@ impl Job {
         self.usage.cached_tokens = cached_tokens;
     }
 
+    /// A step is about to make a token, and may make so many from here on.
+    pub(super) fn order(&mut self, tokens: u32) {
+        self.answer.order(tokens, &self.salt);
+    }
+
     /// Takes the logits of a step that began at `started`.
     pub(super) fn step(&mut self, logits: &mut [f32], started: Instant, now: Instant) -> Then {
         let next = match self.answer.next(logits) {
@@ -130,6 +139,7 @@ impl Job {
         let (token, last) = match next {
             Next::Token(token) => (token, false),
             Next::Last(token) => (token, true),
+            Next::Later => return Then::Again,
             Next::End => {
                 self.finish(FinishReason::Stop);
                 return Then::Over;

@@ -32,7 +32,7 @@ use job::Slot;
 pub use job::{Event, Sink};
 
 use crate::engine::{Engine, EngineError, Resources, Shape};
-pub use crate::scheduler::{Busy, Terms};
+pub use crate::scheduler::{Busy, Salt, Terms};
 use crate::scheduler::{Config, JobId, Load, Scheduler};
 use crate::{GenerateRequest, ModelInfo};
 
@@ -176,7 +176,7 @@ impl Runner {
         let displaced = state.scheduler.submit(id, terms, Instant::now())?;
         let displaced = displaced.and_then(|idle| state.slots.remove(&idle));
         state.next_id += 1;
-        state.slots.insert(id, Slot::Asked { request: Box::new(request), sink });
+        state.slots.insert(id, Slot::Asked { request: Box::new(request), salt: terms.salt, sink });
         state.asked.push_back(id);
         // A sink is called, and an answer freed, outside the lock.
         drop(state);

@@ -6,16 +6,16 @@ use std::time::Instant;
 use super::job::{Event, Job, Sink, Slot, tell};
 use super::{Shared, State};
 use crate::engine::Started;
-use crate::scheduler::JobId;
+use crate::scheduler::{JobId, Salt};
 use crate::{FinishReason, GenerateRequest, RequestError, Usage};
 
 /// Prepares one request after the other until the runner stops.
 pub(super) fn run(shared: &Shared) {
-    while let Some((id, request, mut sink)) = next(shared) {
+    while let Some(Asked { id, request, salt, mut sink }) = next(shared) {
         let started = catch_unwind(AssertUnwindSafe(|| start(shared, &request)));
         let refusal = match started {
             Ok(Ok((started, prompt_tokens))) => {
-                hand_over(shared, id, started, prompt_tokens, sink);
+                hand_over(shared, id, started, prompt_tokens, salt, sink);
                 continue;
             }
             Ok(Err(error)) => Event::Rejected(error),
@@ -35,7 +35,13 @@ pub(super) fn cancellation() -> Event {
     Event::Finished { reason: FinishReason::Cancelled, text: String::new(), usage: Usage::default() }
 }
 
-type Asked = (JobId, Box<GenerateRequest>, Box<dyn Sink>);
+/// A request that is to be prepared.
+struct Asked {
+    id: JobId,
+    request: Box<GenerateRequest>,
+    salt: Salt,
+    sink: Box<dyn Sink>,
+}
 
 fn next(shared: &Shared) -> Option<Asked> {
     let mut state = shared.lock();
@@ -55,7 +61,7 @@ fn take(state: &mut State) -> Option<Asked> {
         // Those that were cancelled meanwhile are not there any more.
         let Some(slot) = state.slots.get_mut(&id) else { continue };
         match std::mem::replace(slot, Slot::Preparing) {
-            Slot::Asked { request, sink } => return Some((id, request, sink)),
+            Slot::Asked { request, salt, sink } => return Some(Asked { id, request, salt, sink }),
             other => *slot = other,
         }
     }
@@ -79,11 +85,18 @@ fn start(shared: &Shared, request: &GenerateRequest) -> Result<(Started, u32), R
     Ok((started, total))
 }
 
-fn hand_over(shared: &Shared, id: JobId, started: Started, prompt_tokens: u32, mut sink: Box<dyn Sink>) {
+fn hand_over(
+    shared: &Shared,
+    id: JobId,
+    started: Started,
+    prompt_tokens: u32,
+    salt: Salt,
+    mut sink: Box<dyn Sink>,
+) {
     let Started { sequence, form, answer } = started;
     // Before anything else can happen to the job.
     tell(sink.as_mut(), Event::Prepared { prompt_tokens, form });
-    let mut job = Box::new(Job::new(sink, answer, prompt_tokens));
+    let mut job = Box::new(Job::new(sink, answer, salt, prompt_tokens));
     let mut state = shared.lock();
     let cancelled = matches!(state.slots.remove(&id), Some(Slot::Cancelled));
     let refused = state.scheduler.prepared(id, sequence, Instant::now());

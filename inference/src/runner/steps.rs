@@ -71,6 +71,11 @@ impl Steps<'_> {
             results.clear();
             let mut over = Vec::new();
             self.started = Instant::now();
+            for run in plan.runs.iter().filter(|run| run.samples) {
+                if let Some(job) = self.jobs.get_mut(&run.job) {
+                    job.order(run.ahead);
+                }
+            }
             match self.compute(&plan, &plan.runs) {
                 Ok(mut logits) => self.sample(&plan.runs, &mut logits, &mut results, &mut over),
                 // One of them is at fault. The others' answers shall not suffer, so each gets a step of its own.
@@ -191,6 +196,7 @@ impl Steps<'_> {
                         self.paused.insert((now + interval, run.job));
                     }
                 }
+                Then::Again => {}
                 Then::Over => over.push(run.job),
             }
         }

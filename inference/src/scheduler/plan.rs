@@ -53,6 +53,8 @@ pub struct Run {
     pub table: Range<usize>,
     /// Whether a token is to be sampled from the logits of the last position.
     pub samples: bool,
+    /// Tokens that are paid for and within the job's limit, the one to be sampled included.
+    pub ahead: u32,
 }
 
 impl Plan {
@@ -251,6 +253,7 @@ impl Scheduler {
             ids: ids..out.ids.len(),
             table: tables..out.tables.len(),
             samples,
+            ahead: job.left.min(job.allowance.saturating_sub(job.released)),
         });
         self.flight.push(Flight { job: id, to, samples });
         self.line.charge(job.terms.asker, job.terms.priority, tokens);

@@ -31,6 +31,13 @@ pub struct Salt(pub [u8; 32]);
 impl Salt {
     /// The salt of those who opted in to sharing: they can find, and time, each other's prefixes.
     pub const SHARED: Self = Self(*b"cocoon: shared prefixes, opt in.");
+
+    /// The salt of everybody who knows this key.
+    pub fn of_key(key: &str) -> Self {
+        let mut hash = Sha256::new_with_prefix(b"cocoon/cache-key/v1");
+        hash.update(key);
+        Self(hash.finalize().into())
+    }
 }
 
 impl std::fmt::Debug for Salt {

@@ -1,4 +1,4 @@
-//! Grammars of answers that are calls, for where a call is demanded.
+//! Grammars of answers that are calls, for where a call is demanded, or one of two things.
 //!
 //! They are in the very form that the model was trained on and [`ToolParser`](super::ToolParser) reads, with
 //! the name first, so that a call is known before its arguments are there.
@@ -24,6 +24,49 @@ pub fn required(
     if chosen.is_empty() {
         return Err(GrammarError::Empty { what: "the list of functions to call" });
     }
+    let grammar = Grammar::Lark(format!("start: calls\n{}", calls(format, &chosen, parallel)));
+    grammar.validate()?;
+    Ok(Some(grammar))
+}
+
+/// What the answer must be where the model chooses between a call and an answer of this form.
+pub fn optional(
+    format: ToolFormat,
+    tools: &[ToolDefinition],
+    parallel: bool,
+    answer: &Grammar,
+) -> Result<Grammar, GrammarError> {
+    if format == ToolFormat::Llama3 {
+        let why = "nothing marks the calls of this model, so that they cannot be told from an answer that has a form \
+                   too; demand a call, or leave the functions out";
+        return Err(GrammarError::Refused(why.into()));
+    }
+    let answer = match answer {
+        Grammar::JsonObject => format!("%json {}", bounded(json!({"type": "object"}))),
+        Grammar::JsonSchema(schema) => {
+            let schema = serde_json::from_str(schema).map_err(|e| GrammarError::NotASchema(e.to_string()))?;
+            format!("%json {}", bounded(schema))
+        }
+        Grammar::Regex(regex) => format!("/{}/", regex.replace('/', "\\/").replace('\n', "\\x0A")),
+        Grammar::Choice(texts) => {
+            let texts: Vec<String> =
+                texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
+            texts.join(" | ")
+        }
+        Grammar::Lark(_) => {
+            let why = "a grammar of its own cannot be joined with functions that the model may call or not; demand a \
+                       call, or leave the functions out";
+            return Err(GrammarError::Refused(why.into()));
+        }
+    };
+    let calls = calls(format, &tools.iter().collect::<Vec<_>>(), parallel);
+    let grammar = Grammar::Lark(format!("start: calls | answer\nanswer: {answer}\n{calls}"));
+    grammar.validate()?;
+    Ok(grammar)
+}
+
+/// The rule `calls`, and those it needs.
+fn calls(format: ToolFormat, chosen: &[&ToolDefinition], parallel: bool) -> String {
     let key = match format {
         ToolFormat::Hermes => "arguments",
         ToolFormat::Llama3 => "parameters",
@@ -32,17 +75,15 @@ pub fn required(
     let rules: Vec<String> = chosen.iter().enumerate().map(|(i, tool)| rule(i, tool, key)).collect();
     let any: Vec<String> = (0..chosen.len()).map(|i| format!("call-{i}")).collect();
     let any = any.join(" | ");
-    let start = match (format, parallel) {
-        (ToolFormat::Hermes, false) => "start: marked",
-        (ToolFormat::Hermes, true) => "start: marked (\"\\n\" marked)*",
-        (ToolFormat::Llama3, false) => "start: call",
-        (ToolFormat::Llama3, true) => "start: call (\"; \" call)*",
+    let calls = match (format, parallel) {
+        (ToolFormat::Hermes, false) => "marked",
+        (ToolFormat::Hermes, true) => "marked (\"\\n\" marked)*",
+        (ToolFormat::Llama3, false) => "call",
+        (ToolFormat::Llama3, true) => "call (\"; \" call)*",
     };
     let marked = "marked: \"<tool_call>\\n\" call \"\\n</tool_call>\"";
     let marked = if format == ToolFormat::Hermes { marked } else { "" };
-    let grammar = Grammar::Lark(format!("{start}\n{marked}\ncall: {any}\n{}\n", rules.join("\n")));
-    grammar.validate()?;
-    Ok(Some(grammar))
+    format!("calls: {calls}\n{marked}\ncall: {any}\n{}\n", rules.join("\n"))
 }
 
 fn rule(index: usize, tool: &ToolDefinition, key: &str) -> String {
@@ -52,12 +93,18 @@ fn rule(index: usize, tool: &ToolDefinition, key: &str) -> String {
     format!("call-{index}: {} %json {body} \"}}\"", Value::from(head))
 }
 
-/// The schema, embedded: space is bounded as it is in [`Grammar::JsonSchema`].
 fn arguments(tool: &ToolDefinition) -> Value {
     let mut schema = tool.schema();
     if let Some(fields) = schema.as_object_mut() {
         // A function's arguments are an object, even where the schema forgets to say so.
         fields.entry("type").or_insert_with(|| "object".into());
+    }
+    bounded(schema)
+}
+
+/// A schema to be embedded: space is bounded as it is in [`Grammar::JsonSchema`].
+fn bounded(mut schema: Value) -> Value {
+    if let Some(fields) = schema.as_object_mut() {
         fields.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_SPACE}));
     }
     schema
@@ -131,6 +178,28 @@ mod tests {
             assert!(follows(&any, "Hello").is_err());
             assert!(follows(&any, &call(r#"{"name": "weather", "K": {"days": 3}}"#)).is_err());
         }
+    }
+
+    #[test]
+    fn a_form_and_functions_leave_the_model_the_choice() {
+        let schema = r#"{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
+            "additionalProperties": false}"#;
+        for (answer, good, bad) in [
+            (Grammar::JsonSchema(schema.into()), "{\"a\": 7}", "{\"b\": 7}"),
+            (Grammar::JsonObject, "{\"b\": [1, 2]}", "[1]"),
+            (Grammar::Regex("a/b\nc+".into()), "a/b\ncc", "a/bc"),
+            (Grammar::Choice(vec!["left \"or\"".into(), "right".into()]), "left \"or\"", "up"),
+        ] {
+            let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+            let grammar = optional(ToolFormat::Hermes, &tools(), false, &answer).unwrap();
+            assert_eq!(follows(&grammar, good), Ok(true), "{answer:?}");
+            assert_eq!(follows(&grammar, call), Ok(true), "{answer:?}");
+            assert_ne!(follows(&grammar, bad), Ok(true), "{answer:?}");
+            let unmarked = optional(ToolFormat::Llama3, &tools(), false, &answer);
+            assert!(matches!(unmarked, Err(GrammarError::Refused(_))));
+        }
+        let own = optional(ToolFormat::Hermes, &tools(), false, &Grammar::Lark("start: \"x\"".into()));
+        assert!(matches!(own, Err(GrammarError::Refused(_))));
     }
 
     #[test]

@@ -57,12 +57,13 @@ fn request() -> GenerateRequest {
             logprobs: Some(5),
         },
         prefix: vec![0, 250, 251, 70_000],
+        cache_key: Some("a key".into()),
     }
 }
 
 #[test]
 fn a_request_is_encoded_as_ever() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate_request_v3.hex");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/generate_request_v4.hex");
     let encoded = hex::encode(codec::encode_request(&request()).unwrap());
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, encoded.clone() + "\n").unwrap();
@@ -75,8 +76,8 @@ fn a_request_is_encoded_as_ever() {
 #[test]
 fn the_version_before_is_refused_by_number() {
     let mut old = codec::encode_request(&request()).unwrap();
-    old[0] = 2;
+    old[0] = 3;
     let error = codec::decode_request(&old).unwrap_err();
-    assert_eq!(error, codec::CodecError::Version { found: 2 });
+    assert_eq!(error, codec::CodecError::Version { found: 3 });
     assert!(error.to_string().contains("update"), "{error}");
 }

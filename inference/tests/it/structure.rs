@@ -144,6 +144,33 @@ fn a_demanded_call_is_one_and_the_named_function_is_called() {
 }
 
 #[test]
+fn beside_functions_an_answer_is_a_call_or_has_its_form() {
+    let (mut called, mut answered) = (0, 0);
+    for seed in 0..12 {
+        let form = Grammar::Choice(vec!["left".into(), "right".into()]);
+        let structure =
+            Structure { tools: vec![tool("add", SCHEMA)], grammar: Some(form), ..Structure::default() };
+        let request = asking(no_thoughts(structure), seed);
+        let done = complete(wide(), &request, |_| ()).unwrap();
+        if done.reason != FinishReason::Stop {
+            continue;
+        }
+        match said(&request, &done.text) {
+            (text, calls) if calls.is_empty() => {
+                // Space may come before it, where thoughts could have been.
+                assert!(["left", "right"].contains(&text.trim()), "{}", done.text);
+                answered += 1;
+            }
+            (_, calls) => {
+                assert_eq!((calls.len(), calls[0].0.as_str()), (1, "add"), "{}", done.text);
+                called += 1;
+            }
+        }
+    }
+    assert!(called > 0 && answered > 0, "{called} calls, {answered} answers");
+}
+
+#[test]
 fn thoughts_are_announced_and_free_within_a_grammar() {
     let plain = asking(Structure::default(), 1);
     assert_eq!(wide().start(&plain).unwrap().form.reasoning, Thinking::Possible);
@@ -163,7 +190,11 @@ fn what_cannot_be_followed_is_refused_by_its_field() {
     assert_eq!(refusal(engine(), &with(offered)), "tools", "its template knows none");
     let regex = Structure { grammar: Some(Grammar::Regex("(a".into())), ..Structure::default() };
     assert_eq!(refusal(engine(), &with(regex)), "response_format");
-    let both = Structure { tools: tools.clone(), grammar: Some(Grammar::JsonObject), ..Structure::default() };
+    let both = Structure {
+        tools: tools.clone(),
+        grammar: Some(Grammar::Lark("start: \"x\"".into())),
+        ..Structure::default()
+    };
     assert_eq!(refusal(wide(), &asking(both, 1)), "response_format");
     let hidden = ToolDefinition { description: Some("a<|im_end|>b".into()), ..tools[0].clone() };
     let hidden = Structure { tools: vec![hidden], ..Structure::default() };

@@ -5,12 +5,14 @@
 //! asker accepts only digests that its registry lists. The rest says where things are, never what they are.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cocoon_inference::device::DeviceChoice;
 use cocoon_inference::kernels::Precision;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::server::{ServerAddressError, ServerConfig};
 use super::{ConfigError, Document, Overrides, load, resolve};
 
 /// Configuration of an enclave process.
@@ -39,6 +41,8 @@ pub struct EnclaveConfig {
 pub enum EngineKind {
     /// A checkpoint served by burn.
     Burn,
+    /// A checkpoint served by another program inside the same TEE, over OpenAI's API.
+    Openai,
     /// A fixed pattern, for benchmarks.
     Echo,
 }
@@ -49,6 +53,7 @@ impl EngineKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Burn => "burn",
+            Self::Openai => "openai",
             Self::Echo => "echo",
         }
     }
@@ -64,6 +69,8 @@ pub struct EngineConfig {
     pub model_digest: String,
     /// How the weights are kept: f32, f16, int8 or int4. Fewer bits are faster and less exact.
     pub precision: Precision,
+    /// What an `openai` server calls the model; empty if it serves one only.
+    pub served_model: String,
     /// Answers produced at once.
     pub slots: u16,
     /// Requests that may wait.
@@ -82,6 +89,7 @@ impl Default for EngineConfig {
             kind: EngineKind::Burn,
             model_digest: String::new(),
             precision: Precision::F32,
+            served_model: String::new(),
             slots: 8,
             queue: 256,
             pace_ms: 0,
@@ -103,11 +111,22 @@ pub struct ModelConfig {
     pub cache_mib: u32,
     /// Where it runs: cpu, cuda, cuda:N or auto.
     pub device: DeviceChoice,
+    /// Base of the API of an `openai` server, on a loopback address.
+    pub server: String,
+    /// Seconds that the server may take until it answers for the first time.
+    pub server_patience_s: u64,
 }
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { directory: PathBuf::new(), threads: 0, cache_mib: 2048, device: DeviceChoice::Cpu }
+        Self {
+            directory: PathBuf::new(),
+            threads: 0,
+            cache_mib: 2048,
+            device: DeviceChoice::Cpu,
+            server: String::new(),
+            server_patience_s: 900,
+        }
     }
 }
 
@@ -198,10 +217,19 @@ impl EnclaveConfig {
     /// no host may decide that alone.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {
-        let EngineConfig { kind, model_digest, precision, slots, queue, pace_ms, echo_tokens, echo_bytes } =
-            &self.engine;
+        let EngineConfig {
+            kind,
+            model_digest,
+            precision,
+            served_model,
+            slots,
+            queue,
+            pace_ms,
+            echo_tokens,
+            echo_bytes,
+        } = &self.engine;
         let mut canonical = format!(
-            "kind={}\nmodel_digest={}\nprecision={precision}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
+            "kind={}\nmodel_digest={}\nprecision={precision}\nserved_model={served_model:?}\nslots={slots}\nqueue={queue}\npace_ms={pace_ms}\necho_tokens={echo_tokens}\necho_bytes={echo_bytes}\n",
             kind.name(),
             model_digest.to_ascii_lowercase(),
         );
@@ -236,6 +264,48 @@ impl EnclaveConfig {
             )
         })?;
         Ok(Some(digest))
+    }
+}
+
+impl EnclaveConfig {
+    /// Where the `openai` server is.
+    #[must_use]
+    pub fn server(&self) -> ServerConfig {
+        ServerConfig {
+            url: self.model.server.clone(),
+            model: self.engine.served_model.clone(),
+            patience: Duration::from_secs(self.model.server_patience_s),
+        }
+    }
+
+    fn validate_remote(&self) -> Result<(), ConfigError> {
+        let (engine, model) = (&self.engine, &self.model);
+        if model.directory.as_os_str().is_empty() || engine.model_digest.is_empty() {
+            return Err(ConfigError::value(
+                "model.directory",
+                format!("\"{}\"", model.directory.display()),
+                "name the folder of the model that the server serves, and its digest in `engine.model_digest`: the \
+                 vocabulary is read from there, and the digest is what askers choose",
+            ));
+        }
+        if engine.precision != Precision::F32 || model.device != DeviceChoice::Cpu {
+            return Err(ConfigError::value(
+                "engine.precision",
+                engine.precision,
+                "leave `engine.precision` and `model.device` out: the server decides them",
+            ));
+        }
+        if model.server_patience_s > 86_400 {
+            return Err(ConfigError::value(
+                "model.server_patience_s",
+                model.server_patience_s,
+                "use at most 86400",
+            ));
+        }
+        let refused = |why: ServerAddressError| {
+            ConfigError::value("model.server", format!("\"{}\"", model.server), why.to_string())
+        };
+        self.server().base().map(drop).map_err(refused)
     }
 }
 
@@ -274,6 +344,9 @@ impl Document for EnclaveConfig {
                 engine.echo_tokens,
                 "use at least 1 token of 1 byte",
             ));
+        }
+        if engine.kind == EngineKind::Openai {
+            self.validate_remote()?;
         }
         if engine.kind == EngineKind::Burn
             && !self.model.directory.as_os_str().is_empty()

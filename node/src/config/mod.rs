@@ -9,6 +9,7 @@
 mod enclave;
 mod gateway;
 mod host;
+mod server;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ pub use host::{
     ChainConfig, HostConfig, HostLimits, LinkConfig, NetworkConfig, PriceConfig, Role, SettlementConfig,
     WalletConfig, multiaddrs,
 };
+pub use server::{ServerAddressError, ServerConfig};
 
 /// Annotated template of the host's configuration.
 pub const HOST_TEMPLATE: &str = include_str!("host.toml");

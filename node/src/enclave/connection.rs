@@ -501,7 +501,8 @@ fn load(shared: &Shared) -> Load {
     Load {
         active,
         queued,
-        free_slots: slots.saturating_sub(active),
+        // Who cannot answer shall not be asked.
+        free_slots: if shared.loaded.runner.engine().ready() { slots.saturating_sub(active) } else { 0 },
         queue_ms,
         tokens_per_second: load.tokens_per_second,
     }
@@ -555,7 +556,10 @@ impl Slot {
         now: Now,
     ) {
         let sink = EventSink { session, stream, events: events.clone() };
-        let terms = engine::Terms::of(session, self.salt);
+        let mut terms = engine::Terms::of(session, self.salt);
+        if let Some(key) = &request.cache_key {
+            terms.salt = engine::Salt::of_key(key);
+        }
         match shared.loaded.runner.submit(*request, terms, Box::new(sink)) {
             Ok(job) => {
                 self.jobs.insert(stream, job);

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cocoon_inference::device::{DeviceError, Processor};
+use cocoon_inference::engine::frontend::Frontend;
 use cocoon_inference::kernels::Precision;
 use cocoon_inference::runner::{Runner, RunnerLimits};
 use cocoon_inference::{BurnEngine, EchoEngine, Engine, EngineError, LoadError, ModelInfo, Paced};
 use thiserror::Error;
 
+use super::remote::{RemoteEngine, RemoteError};
 use crate::config::{ConfigError, EnclaveConfig, EngineKind};
 
 /// Why there is no engine.
@@ -39,6 +41,9 @@ pub enum EngineLoadError {
     /// The model inside this executable.
     #[error("the embedded model cannot be loaded; this executable is damaged, install it again")]
     Embedded(#[source] Box<LoadError>),
+    /// The server that computes.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// The engine.
     #[error("the engine cannot start; lower `model.cache_mib` or `engine.slots`, or free memory")]
     Engine(#[source] EngineError),
@@ -79,6 +84,7 @@ pub fn load(config: &EnclaveConfig) -> Result<Loaded, EngineLoadError> {
     let mut engine: Arc<dyn Engine> = match settings.kind {
         EngineKind::Echo => Arc::new(EchoEngine::new(settings.echo_tokens, settings.echo_bytes as usize)),
         EngineKind::Burn => Arc::new(burn(config, expected)?),
+        EngineKind::Openai => Arc::new(remote(config, expected)?),
     };
     if settings.pace_ms > 0 {
         engine = Arc::new(Paced::new(engine, Duration::from_millis(settings.pace_ms)));
@@ -103,6 +109,16 @@ fn limits(config: &EnclaveConfig) -> RunnerLimits {
     }
 }
 
+/// Reads the model's vocabulary, hashes its files, and waits for the server that computes.
+fn remote(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<RemoteEngine, EngineLoadError> {
+    let directory = &config.model.directory;
+    let frontend = Frontend::open(directory, expected.as_ref(), &mut progress())
+        .map_err(|why| EngineLoadError::Checkpoint { path: directory.clone(), why: Box::new(why) })?;
+    let runtime = tokio::runtime::Handle::try_current()
+        .map_err(|why| EngineLoadError::Engine(EngineError::Server(why.to_string())))?;
+    Ok(RemoteEngine::connect(frontend, &config.server(), &runtime)?)
+}
+
 fn burn(config: &EnclaveConfig, expected: Option<[u8; 32]>) -> Result<BurnEngine, EngineLoadError> {
     let device = config.model.device;
     let processor =
@@ -121,19 +137,23 @@ fn checkpoint(
     precision: Precision,
     expected: Option<[u8; 32]>,
 ) -> Result<BurnEngine, EngineLoadError> {
-    let mut tenths = 0;
-    let mut progress = |done: u64, total: u64| {
-        let now = (done.saturating_mul(10)).checked_div(total).unwrap_or(10);
-        if now > tenths {
-            tenths = now;
-            tracing::debug!(percent = now * 10, "loading the model");
-        }
-    };
-    let engine = BurnEngine::load_on(directory, processor, precision, expected, &mut progress)
+    let engine = BurnEngine::load_on(directory, processor, precision, expected, &mut progress())
         .map_err(|why| EngineLoadError::Checkpoint { path: directory.to_owned(), why: Box::new(why) })?;
     if precision != Precision::F32 {
         let error = engine.rounding_error();
         tracing::info!(%precision, max = error.max, rms = error.rms, "rounded the model's weights");
     }
     Ok(engine)
+}
+
+/// Logs every tenth of the files that are read.
+fn progress() -> impl FnMut(u64, u64) + Send {
+    let mut tenths = 0;
+    move |done: u64, total: u64| {
+        let now = (done.saturating_mul(10)).checked_div(total).unwrap_or(10);
+        if now > tenths {
+            tenths = now;
+            tracing::debug!(percent = now * 10, "loading the model");
+        }
+    }
 }

@@ -12,6 +12,7 @@
 mod connection;
 pub mod engine;
 pub mod epoch;
+pub mod remote;
 pub mod session;
 
 use std::io;

@@ -147,7 +147,7 @@ async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
 }
 
 async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, ApiError> {
-    let ChatCompletion { model, messages, sampling, structure, choices, stream, include_usage } =
+    let ChatCompletion { model, messages, sampling, structure, cache_key, choices, stream, include_usage } =
         request::parse(body)?;
     let likely = match shared.spend.is_capped() {
         true => likely_cost(&shared.peer.models().await, &model, choices),
@@ -157,6 +157,7 @@ async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, 
     let max_cost = reservation.share(choices)?;
     let (seed, created): (u64, u64) = (rand::random(), unix_now());
     let ask = |choice| ChatRequest {
+        cache_key: cache_key.clone(),
         model: model.clone(),
         messages: messages.clone(),
         sampling: sampling.of_choice(choice, seed),

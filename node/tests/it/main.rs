@@ -3,4 +3,5 @@
 #![allow(clippy::disallowed_methods, reason = "real processes have real clocks")]
 
 mod fuzz_replay;
+mod remote;
 mod worker;

@@ -68,7 +68,7 @@ impl Executor for BurnExecutor {
         }
         let Self { shared, pools, threads, .. } = self;
         let logits = shared.model.step(&ids, &spots, &sampled, pools, threads.as_ref());
-        Ok(Logits::new(logits.map_err(EngineError::Backend)?, shared.config.dimensions.vocab_size))
+        Ok(Logits::new(logits.map_err(EngineError::Backend)?, shared.frontend.vocab()))
     }
 }
 

@@ -7,23 +7,21 @@ mod answer;
 mod executor;
 mod model;
 mod sequence;
-mod start;
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
+use answer::BurnAnswer;
 use executor::BurnExecutor;
 use model::Model;
 pub use sequence::TokenSequence;
 
-use super::{Engine, EngineError, Executor, LoadError, Resources, Shape, Started};
-use crate::checkpoint::{self, ChatTemplate, Checkpoint, Description, ModelConfig, TextTokenizer, Unread};
-use crate::constraint::{Vocabulary, VocabularyError};
+use super::frontend::{Begun, Frontend, Parts, count};
+use super::{Engine, EngineError, Executor, LoadError, Resources, Sampler, Shape, Started};
+use crate::checkpoint::{self, Checkpoint, Description, TextTokenizer, Unread};
 use crate::device::{DeviceError, DeviceLimits, Processor};
 use crate::kernels::{BLOCK, Precision, RoundingError};
 use crate::manifest::Manifest;
-use crate::reasoning::ReasoningMarks;
-use crate::tools::ToolFormat;
 use crate::{GenerateRequest, ModelDigest, ModelInfo, RequestError};
 
 /// A decoder, ready to serve.
@@ -34,18 +32,8 @@ pub struct BurnEngine {
 
 #[derive(Debug)]
 struct Shared {
-    info: ModelInfo,
-    config: ModelConfig,
+    frontend: Arc<Frontend>,
     model: Model,
-    tokenizer: TextTokenizer,
-    template: ChatTemplate,
-    manifest: Manifest,
-    /// The form in which the model writes calls, if it knows how.
-    tools: Option<ToolFormat>,
-    /// The marks around its thoughts, if it has any.
-    reasoning: Option<ReasoningMarks>,
-    /// For grammars: made when the first one is asked for, since it takes a while.
-    vocabulary: OnceLock<Result<Vocabulary, VocabularyError>>,
 }
 
 impl BurnEngine {
@@ -130,27 +118,24 @@ impl BurnEngine {
             family: config.dimensions.family.name().into(),
             quantisation: model.quantisation(precision).into(),
         };
-        let tools = ToolFormat::of_template(template.source());
-        let reasoning = ReasoningMarks::of_template(template.source());
-        let vocabulary = OnceLock::new();
-        let shared =
-            Shared { info, config, model, tokenizer, template, manifest, tools, reasoning, vocabulary };
-        Self { shared: Arc::new(shared) }
+        let vocab = config.dimensions.vocab_size;
+        let parts = Parts { info, vocab, end_tokens: config.end_tokens, tokenizer, template, manifest };
+        Self { shared: Arc::new(Shared { frontend: Arc::new(Frontend::new(parts)), model }) }
     }
 
     /// The files that were loaded.
     pub fn manifest(&self) -> &Manifest {
-        &self.shared.manifest
+        self.shared.frontend.manifest()
     }
 
     /// The tokenizer of the model.
     pub fn tokenizer(&self) -> &TextTokenizer {
-        &self.shared.tokenizer
+        self.shared.frontend.tokenizer()
     }
 
     /// The rendered prompt of a conversation.
     pub fn render(&self, request: &GenerateRequest) -> Result<String, RequestError> {
-        start::render(&self.shared, request)
+        self.shared.frontend.render(request)
     }
 
     /// What the precision of the weights changed: the worst of all matrices.
@@ -176,11 +161,15 @@ impl BurnEngine {
 
 impl Engine for BurnEngine {
     fn info(&self) -> &ModelInfo {
-        &self.shared.info
+        self.shared.frontend.info()
     }
 
     fn start(&self, request: &GenerateRequest) -> Result<Started, RequestError> {
-        start::start(&self.shared, request)
+        let Begun { sequence, form, writer, .. } = self.shared.frontend.start(request)?;
+        let sampling = &request.sampling;
+        let sampler = Sampler::new(sampling, &sequence.prompt, &sequence.prefix);
+        let answer = BurnAnswer { writer, sampler, logprobs: sampling.logprobs };
+        Ok(Started { sequence, form, answer: Box::new(answer) })
     }
 
     fn shape(&self) -> Shape {
@@ -189,33 +178,11 @@ impl Engine for BurnEngine {
             block_tokens: count(BLOCK),
             block_bytes: shared.model.block_bytes(),
             prefill: count(shared.model.prefill()),
-            context: shared.info.context,
+            context: shared.frontend.info().context,
         }
     }
 
     fn executor(&self, resources: Resources) -> Result<Box<dyn Executor>, EngineError> {
         Ok(Box::new(BurnExecutor::new(Arc::clone(&self.shared), resources)?))
     }
-}
-
-impl Shared {
-    fn check_ids(&self, field: &str, ids: &[u32]) -> Result<(), RequestError> {
-        let dimensions = &self.config.dimensions;
-        if ids.len() > dimensions.max_position_embeddings {
-            let limit = dimensions.max_position_embeddings;
-            let why = format!("{} tokens, the model's context holds {limit}", ids.len());
-            return Err(RequestError::invalid(field, why));
-        }
-        match ids.iter().find(|&&id| id as usize >= dimensions.vocab_size) {
-            Some(id) => {
-                let why = format!("token {id} is not below `vocab_size`, {}", dimensions.vocab_size);
-                Err(RequestError::invalid(field, why))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

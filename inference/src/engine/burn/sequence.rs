@@ -15,7 +15,7 @@ impl BurnEngine {
     /// Logits after each token of a sequence, computed `chunk` tokens at a time. On a processor the chunks do not
     /// change a bit of them; they only bound the memory of a step.
     pub fn logits(&self, ids: &[u32], chunk: usize) -> Result<Vec<Vec<f32>>, RequestError> {
-        self.shared.check_ids("ids", ids)?;
+        self.shared.frontend.check_ids("ids", ids)?;
         let model = &self.shared.model;
         let mut cache = model.cache(ids.len());
         let mut all = Vec::with_capacity(ids.len());
@@ -37,7 +37,7 @@ pub struct TokenSequence {
 impl TokenSequence {
     /// Appends tokens; the logits after the last one. Empty if there are none.
     pub fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>, RequestError> {
-        self.shared.check_ids("ids", ids)?;
+        self.shared.frontend.check_ids("ids", ids)?;
         let free = self.cache.capacity() - self.cache.len();
         if ids.len() > free {
             let why = format!("{} tokens, the sequence has room for {free}", ids.len());

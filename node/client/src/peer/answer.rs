@@ -57,6 +57,9 @@ pub struct ChatRequest {
     /// Functions on offer, and what the answer must look like. [`AnswerReader`](cocoon_inference::AnswerReader) reads
     /// what comes of it.
     pub structure: Structure,
+    /// Shares cached prompts with whoever asks under the same key; see
+    /// [`GenerateRequest::cache_key`](cocoon_inference::GenerateRequest::cache_key). None shares with nobody.
+    pub cache_key: Option<String>,
     /// Ceiling for the whole answer, all workers together. Without one, what the model's whole
     /// context would cost at the first worker's price.
     pub max_cost: Option<NanoTon>,
@@ -72,6 +75,7 @@ impl ChatRequest {
             messages,
             sampling: Sampling::default(),
             structure: Structure::default(),
+            cache_key: None,
             max_cost: None,
             deadline: None,
         }
@@ -216,6 +220,7 @@ impl Answer {
             model_name: request.model,
             request: GenerateRequest {
                 structure: request.structure,
+                cache_key: request.cache_key,
                 ..GenerateRequest::new(model, request.messages, request.sampling)
             },
             max_cost: request.max_cost,

@@ -127,7 +127,8 @@ fn messages_to_the_enclave() {
         logprobs: Some(2),
         ..request.sampling.clone()
     };
-    let options = GenerateRequest { sampling: options, ..request.clone() };
+    let cache_key = Some("a key".to_owned());
+    let options = GenerateRequest { sampling: options, cache_key, ..request.clone() };
     let request = ToEnclave::Request { stream: 1, request: Box::new(request), max_cost: 1_000_000 };
     let options = ToEnclave::Request { stream: 1, request: Box::new(options), max_cost: 1_000_000 };
     let records = [

@@ -7,6 +7,7 @@
 
 use std::ops::RangeInclusive;
 
+use cocoon_inference::limits::MAX_CACHE_KEY_BYTES;
 use cocoon_inference::{ChatRole, Message};
 use serde_json::{Map, Value};
 
@@ -23,7 +24,8 @@ pub const MAX_CHOICES: u32 = 8;
 /// OpenAI's own limits on metadata: pairs, characters of a key, characters of a value.
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 /// Beside the sampling fields.
-const KNOWN: &[&str] = &["model", "messages", "n", "stream", "stream_options", "user", "metadata", "store"];
+const KNOWN: &[&str] =
+    &["model", "messages", "n", "stream", "stream_options", "user", "metadata", "store", "prompt_cache_key"];
 
 /// A chat completion request, checked field by field.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +38,8 @@ pub struct ChatCompletion {
     pub sampling: SamplingFields,
     /// Functions on offer, and what the answers must look like.
     pub structure: StructureFields,
+    /// Shares cached prompts with whoever asks under the same key (`prompt_cache_key`).
+    pub cache_key: Option<String>,
     /// How many answers, 1 to [`MAX_CHOICES`] (`n`).
     pub choices: usize,
     /// Answer as server-sent events.
@@ -64,6 +68,7 @@ pub fn parse(body: &[u8]) -> Result<ChatCompletion, ApiError> {
         messages: messages(&fields)?,
         sampling: sampling::parse(&fields)?,
         structure: tools::parse(&fields)?,
+        cache_key: cache_key(&fields)?,
         choices: integer(&fields, "n", 1..=MAX_CHOICES)?.unwrap_or(1) as usize,
         stream,
         include_usage: include_usage(&fields, stream)?,
@@ -201,6 +206,15 @@ fn without_effect(fields: &Map<String, Value>) -> Result<(), ApiError> {
         return Err(ApiError::unsupported("store", why));
     }
     Ok(())
+}
+
+fn cache_key(fields: &Map<String, Value>) -> Result<Option<String>, ApiError> {
+    let key = optional(fields, "prompt_cache_key", Value::as_str, "a string")?;
+    if key.is_some_and(|key| !(1..=MAX_CACHE_KEY_BYTES).contains(&key.len())) {
+        let why = format!("`prompt_cache_key` must have 1 to {MAX_CACHE_KEY_BYTES} bytes");
+        return Err(ApiError::invalid(Some("prompt_cache_key"), why));
+    }
+    Ok(key.map(str::to_owned))
 }
 
 fn include_usage(fields: &Map<String, Value>, stream: bool) -> Result<bool, ApiError> {

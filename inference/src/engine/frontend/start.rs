@@ -2,24 +2,22 @@
 
 use std::sync::Arc;
 
-use super::answer::BurnAnswer;
-use super::{Shared, count};
+use super::{Begun, Frontend, Writer, count};
 use crate::checkpoint::Prompt;
 use crate::constraint::{Constraint, Grammar, Vocabulary};
-use crate::engine::{Sampler, Started};
 use crate::scheduler::Sequence;
 use crate::text::TextStream;
 use crate::tools::{ToolChoice, grammar};
 use crate::{AnswerForm, GenerateRequest, RequestError, Structure, Thinking};
 
-pub(super) fn start(shared: &Arc<Shared>, request: &GenerateRequest) -> Result<Started, RequestError> {
+pub(super) fn start(frontend: &Arc<Frontend>, request: &GenerateRequest) -> Result<Begun, RequestError> {
     request.validate()?;
-    if request.model != shared.info.digest {
+    if request.model != frontend.info.digest {
         return Err(RequestError::UnknownModel);
     }
-    let text = render(shared, request)?;
-    let ids = shared.tokenizer.encode(&text).map_err(|e| RequestError::Template { why: e.to_string() })?;
-    let context = shared.config.dimensions.max_position_embeddings;
+    let text = render(frontend, request)?;
+    let ids = frontend.tokenizer.encode(&text).map_err(|e| RequestError::Template { why: e.to_string() })?;
+    let context = frontend.info.context as usize;
     let prompt = ids.len();
     let prefix = request.prefix.as_slice();
     if prompt == 0 {
@@ -34,44 +32,46 @@ pub(super) fn start(shared: &Arc<Shared>, request: &GenerateRequest) -> Result<S
         let why = format!("{} tokens, but the whole answer may have {limit}", prefix.len());
         return Err(RequestError::invalid("prefix", why));
     }
-    shared.check_ids("prefix", prefix)?;
+    frontend.check_ids("prefix", prefix)?;
     let sampling = &request.sampling;
-    sampling.validate_ids(shared.config.dimensions.vocab_size)?;
-    let ends = |id: &u32| shared.config.end_tokens.contains(id) || sampling.stop_token_ids.contains(id);
+    sampling.validate_ids(frontend.vocab)?;
+    let ends = |id: &u32| frontend.end_tokens.contains(id) || sampling.stop_token_ids.contains(id);
     if let Some(id) = prefix.iter().copied().find(ends) {
         let why = format!("token {id} ends an answer and cannot be continued");
         return Err(RequestError::invalid("prefix", why));
     }
-    let form = form(shared, &request.structure, &text)?;
-    let mut constraint = constraint(shared, &request.structure, form)?;
+    let form = form(frontend, &request.structure, &text)?;
+    let demanded = demanded(&request.structure, form)?;
+    let mut constraint = match &demanded {
+        Some((grammar, field)) => Some(constrain(frontend, grammar, form, field)?),
+        None => None,
+    };
     let mut stream = TextStream::new(&sampling.stop);
     for &id in prefix {
-        stream.push(shared.tokenizer.bytes(id));
+        stream.push(frontend.tokenizer.bytes(id));
         if let Some(constraint) = &mut constraint {
             constraint.accept(id).map_err(|e| RequestError::invalid("prefix", e.to_string()))?;
         }
     }
-    let answer = BurnAnswer {
-        shared: Arc::clone(shared),
+    let writer = Writer {
+        frontend: Arc::clone(frontend),
         prompt,
         made: prefix.len(),
-        sampler: Sampler::new(sampling, &ids, prefix),
         constraint,
         stop_token_ids: sampling.stop_token_ids.clone(),
-        logprobs: sampling.logprobs,
         text: stream,
     };
-    let at_end = answer.is_complete();
+    let at_end = writer.is_complete();
     let sequence = Sequence { prompt: ids, prefix: prefix.to_vec(), limit: count(limit), at_end };
-    Ok(Started { sequence, form, answer: Box::new(answer) })
+    Ok(Begun { sequence, form, grammar: demanded.map(|(grammar, _)| grammar), writer })
 }
 
 /// The text of a conversation, up to where the model's turn begins.
-pub(super) fn render(shared: &Shared, request: &GenerateRequest) -> Result<String, RequestError> {
+pub(super) fn render(frontend: &Frontend, request: &GenerateRequest) -> Result<String, RequestError> {
     let structure = &request.structure;
     let messages = request.messages.iter().enumerate().flat_map(|(i, m)| m.texts(format!("messages[{i}]")));
     for (field, text) in messages.chain(structure.texts()) {
-        if let Some(token) = shared.tokenizer.control_token_in(text) {
+        if let Some(token) = frontend.tokenizer.control_token_in(text) {
             let why = format!("contains {token:?}, which structures the conversation; remove it");
             return Err(RequestError::invalid(field, why));
         }
@@ -85,24 +85,24 @@ pub(super) fn render(shared: &Shared, request: &GenerateRequest) -> Result<Strin
         now: structure.now,
         add_generation_prompt: true,
     };
-    shared
+    frontend
         .template
         .render(&prompt)
         .map_err(|e| RequestError::Template { why: e.to_string().chars().take(200).collect() })
 }
 
 /// How the answer to a rendered prompt is to be read.
-fn form(shared: &Shared, structure: &Structure, prompt: &str) -> Result<AnswerForm, RequestError> {
+fn form(frontend: &Frontend, structure: &Structure, prompt: &str) -> Result<AnswerForm, RequestError> {
     let tools = match structure.offers_calls() {
         false => None,
-        true if shared.tools.is_some() => shared.tools,
+        true if frontend.tools.is_some() => frontend.tools,
         true => {
             let why = "the model's chat template knows no functions, or a form of calls that is not supported; \
                        ask another model, or leave `tools` out";
             return Err(RequestError::invalid("tools", why));
         }
     };
-    let reasoning = match shared.reasoning {
+    let reasoning = match frontend.reasoning {
         None => Thinking::Never,
         Some(marks) if marks.opened_by(prompt) => Thinking::Opened,
         Some(_) => Thinking::Possible,
@@ -110,40 +110,42 @@ fn form(shared: &Shared, structure: &Structure, prompt: &str) -> Result<AnswerFo
     Ok(AnswerForm { tools, reasoning })
 }
 
-/// What the answer must be, if it may not be anything.
-fn constraint(
-    shared: &Shared,
+/// What the answer must be, if it may not be anything, and which field says so.
+fn demanded(
     structure: &Structure,
     form: AnswerForm,
-) -> Result<Option<Constraint>, RequestError> {
-    let demanded = match (&structure.grammar, form.tools) {
-        (Some(grammar), _) => Some((grammar.clone(), "response_format")),
-        (None, Some(format)) => {
-            let grammar = grammar::required(format, &structure.choice, &structure.tools, structure.parallel);
-            grammar.map_err(|e| e.at("tools"))?.map(|grammar| (grammar, "tools"))
-        }
-        (None, None) => None,
+) -> Result<Option<(Grammar, &'static str)>, RequestError> {
+    let own = structure.grammar.as_ref();
+    let Some(format) = form.tools else {
+        return Ok(own.map(|grammar| (grammar.clone(), "response_format")));
     };
-    demanded.map(|(grammar, field)| constrain(shared, structure, &grammar, form, field)).transpose()
+    let Structure { tools, choice, parallel, .. } = structure;
+    match (choice, own) {
+        (ToolChoice::Auto, Some(grammar)) => {
+            let either = grammar::optional(format, tools, *parallel, grammar);
+            Ok(Some((either.map_err(|e| e.at("response_format"))?, "response_format")))
+        }
+        // A demanded call leaves no text that a form could be about.
+        _ => {
+            let grammar = grammar::required(format, choice, tools, *parallel).map_err(|e| e.at("tools"))?;
+            Ok(grammar.map(|grammar| (grammar, "tools")))
+        }
+    }
 }
 
+/// The state of an answer that must follow a grammar.
 fn constrain(
-    shared: &Shared,
-    structure: &Structure,
+    frontend: &Frontend,
     grammar: &Grammar,
     form: AnswerForm,
     field: &str,
 ) -> Result<Constraint, RequestError> {
-    if structure.grammar.is_some() && structure.choice == ToolChoice::Auto && form.tools.is_some() {
-        let why = "an answer that follows a form cannot be a call too; set `tool_choice` to \"none\" or leave it out";
-        return Err(RequestError::invalid(field, why));
-    }
-    let vocabulary = shared.vocabulary.get_or_init(|| {
-        let tokens = (0..count(shared.config.dimensions.vocab_size)).map(|id| shared.tokenizer.bytes(id));
-        Vocabulary::new(tokens, shared.config.end_tokens.iter().copied())
+    let vocabulary = frontend.vocabulary.get_or_init(|| {
+        let tokens = (0..count(frontend.vocab)).map(|id| frontend.tokenizer.bytes(id));
+        Vocabulary::new(tokens, frontend.end_tokens.iter().copied())
     });
     let vocabulary = vocabulary.as_ref().map_err(|e| RequestError::invalid(field, e.to_string()))?;
-    let constraint = match (shared.reasoning, form.reasoning) {
+    let constraint = match (frontend.reasoning, form.reasoning) {
         (Some(marks), reasoning) => {
             Constraint::after_reasoning(vocabulary, grammar, marks, reasoning == Thinking::Opened)
         }
