@@ -5,24 +5,28 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use cocoon_inference::train::corpus::{Corpus, Mix};
-use cocoon_inference::train::export;
+use cocoon_inference::train::chat::Chat;
+use cocoon_inference::train::corpus::{Corpus, Mix, Split};
 use cocoon_inference::train::questions::{self, Score};
+use cocoon_inference::train::tokenizer::Tokens;
 use cocoon_inference::train::trainer::{Plan, Trainer};
-use cocoon_inference::{BurnEngine, ChatRole, Engine, GenerateRequest, Message, Sampling, complete};
+use cocoon_inference::train::{evaluation, export};
+use cocoon_inference::{BurnEngine, Engine};
 use serde_json::json;
 
 const HELP: &str = "\
 Trains, exports and evaluates the embedded model.
 
   cocoon-train run --out DIR [--resume] [--steps N] [--minutes N] [--seed N]
-                   [--learning-rate F] [--batch-tokens N] [--mix A,F,W,C,M] [--cut N]
+                   [--learning-rate F] [--batch-tokens N] [--mix A,F,W,C,M,S,J,T] [--cut N]
       trains until N steps of the schedule are done or the minutes are over; DIR/checkpoint
-      is written every two minutes, and --resume goes on from it
+      is written every two minutes, and --resume goes on from it; --mix is how many rows of 100
+      are arithmetic, facts, words, counting, comparing, system prompts, JSON and functions
   cocoon-train export --out DIR --dir MODEL
       writes DIR/checkpoint as a Hugging Face checkpoint directory
-  cocoon-train eval --dir MODEL [--json] [--questions N] [--show N]
-      asks held-out questions through the serving engine, greedily
+  cocoon-train eval --dir MODEL [--json] [--questions N] [--each N] [--show N]
+      asks held-out questions through the serving engine, greedily: N of arithmetic, N of each
+      other category, every wording of the facts
   cocoon-train corpus [--print N] [--seed N]
       prints rows of the training text";
 
@@ -91,14 +95,27 @@ fn plan(options: &Options, out: &Path) -> Result<Plan, Failure> {
     }
     if let Some(mix) = options.value::<String>("--mix")? {
         let shares: Vec<usize> = mix.split(',').map(str::parse).collect::<Result<_, _>>()?;
-        let [arithmetic, fact, word, count, compare] = shares[..] else {
-            return Err("--mix wants five numbers".into());
+        let [arithmetic, fact, word, count, compare, manner, form, function] = shares[..] else {
+            return Err("--mix wants eight numbers".into());
         };
-        plan.mix = Mix { arithmetic, fact, word, count, compare };
+        plan.mix = Mix { arithmetic, fact, word, count, compare, manner, form, function };
     }
     std::fs::create_dir_all(out)?;
     std::fs::write(&stored, serde_json::to_vec_pretty(&plan)?)?;
     Ok(plan)
+}
+
+/// Template and tokenizer of a run. The tokenizer is learned once, so that a resumed run has the ids that its
+/// weights were trained with.
+fn chat(out: &Path) -> Result<Chat, Failure> {
+    let stored = out.join("tokenizer.json");
+    if stored.exists() {
+        return Ok(Chat::new(Tokens::read(&std::fs::read(&stored)?)?)?);
+    }
+    let tokens = Tokens::learn()?;
+    std::fs::create_dir_all(out)?;
+    std::fs::write(&stored, format!("{:#}\n", tokens.file()))?;
+    Ok(Chat::new(tokens)?)
 }
 
 fn percent(score: &Score) -> String {
@@ -112,9 +129,12 @@ fn run(options: &Options) -> Result<(), Failure> {
     let plan = plan(options, &out)?;
     let limit = options.value::<f64>("--minutes")?.map(|minutes| Duration::from_secs_f64(minutes * 60.0));
     let shape = plan.shape.clone();
-    let mut trainer = if resume { Trainer::resume(plan, &checkpoint)? } else { Trainer::new(plan) };
-    let mut asked = questions::arithmetic(7, 128);
+    let (taught, asked_in) = (chat(&out)?, chat(&out)?);
+    let mut trainer =
+        if resume { Trainer::resume(plan, taught, &checkpoint)? } else { Trainer::new(plan, taught) };
+    let mut asked = questions::arithmetic(7, 64);
     asked.extend(questions::facts().into_iter().step_by(4));
+    asked.extend(questions::others(7, 8));
     let started = Instant::now();
     let mut told = Instant::now();
     trainer.run(limit, Duration::from_secs(120), &checkpoint, &mut |progress, net, device, saved| {
@@ -130,10 +150,10 @@ fn run(options: &Options) -> Result<(), Failure> {
             );
         }
         if saved {
-            println!(
-                "        held out, word for word: {}",
-                percent(&questions::quick(net, &shape, &device.clone().inner(), &asked))
-            );
+            match questions::quick(net, &shape, &device.clone().inner(), &asked_in, &asked) {
+                Ok(score) => println!("        held out, word for word: {}", percent(&score)),
+                Err(error) => eprintln!("cocoon-train: {error}"),
+            }
         }
     })?;
     println!("{}", serde_json::to_string(&trainer.progress)?);
@@ -144,7 +164,7 @@ fn write_model(options: &Options) -> Result<(), Failure> {
     let out = options.path("--out")?;
     let dir = options.path("--dir")?;
     let plan: Plan = serde_json::from_slice(&std::fs::read(out.join("plan.json"))?)?;
-    let trainer = Trainer::resume(plan, &out.join("checkpoint"))?;
+    let trainer = Trainer::resume(plan, chat(&out)?, &out.join("checkpoint"))?;
     let progress = &trainer.progress;
     let hours = |seconds: f64| (seconds / 36.0).round() / 100.0;
     let record = json!({
@@ -154,7 +174,7 @@ fn write_model(options: &Options) -> Result<(), Failure> {
             trainer.plan.cut,
         ),
         "seed": trainer.plan.seed,
-        "data": "generated by inference/src/train/corpus.rs and facts.rs from the seed; nothing downloaded",
+        "data": "generated by inference/src/train from the seed; nothing downloaded",
         "plan": trainer.plan,
         "steps": progress.step,
         "rows": progress.rows,
@@ -162,7 +182,7 @@ fn write_model(options: &Options) -> Result<(), Failure> {
         "wall_hours": hours(progress.wall_s),
         "cpu_hours": hours(progress.cpu_s),
     });
-    export::write(trainer.net(), &trainer.plan.shape, &record, &dir)?;
+    export::write(trainer.net(), &trainer.plan.shape, trainer.chat().tokens(), &record, &dir)?;
     Ok(())
 }
 
@@ -173,18 +193,24 @@ fn eval(options: &Options) -> Result<(), Failure> {
     let info = engine.info().clone();
     let mut asked = questions::arithmetic(2026, options.value("--questions")?.unwrap_or(2_000));
     asked.extend(questions::facts());
+    asked.extend(questions::others(2026, options.value("--each")?.unwrap_or(100)));
     let mut show = options.value::<usize>("--show")?.unwrap_or(0);
     let (mut score, mut groups) = (Score::new(), Score::new());
     let (mut tokens, started) = (0u64, Instant::now());
     for question in &asked {
-        let (answer, made) = ask(&engine, &question.user)?;
+        let (given, made) = evaluation::ask(&engine, question)?;
         tokens += u64::from(made);
-        let right = question.expected.accepts(&answer);
+        let right = question.expected.accepts(&given);
         if !right && show > 0 {
             show -= 1;
-            eprintln!("wrong: {} -> {}", question.user, answer.replace('\n', " "));
+            eprintln!(
+                "wrong: {}: {:?} -> {given:?}, not {:?}",
+                question.category,
+                question.row.messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>(),
+                question.expected
+            );
         }
-        for (table, name) in [(&mut score, question.category), (&mut groups, question.group())] {
+        for (table, name) in [(&mut score, question.category), (&mut groups, question.group)] {
             let entry = table.entry(name.to_owned()).or_default();
             entry.0 += usize::from(right);
             entry.1 += 1;
@@ -209,28 +235,22 @@ fn eval(options: &Options) -> Result<(), Failure> {
     }
     println!("{}@{}, {} parameters", info.name, hex::encode(info.digest), info.parameters);
     for (table, title) in [(&score, "category"), (&groups, "total")] {
-        println!("\n{title:<38} right   asked  percent");
+        println!("\n{title:<42} right   asked  percent");
         for (name, (right, all)) in table {
-            println!("{name:<38} {right:>5} {all:>7} {:>8.2}", *right as f64 / *all as f64 * 100.0);
+            println!("{name:<42} {right:>5} {all:>7} {:>8.2}", *right as f64 / *all as f64 * 100.0);
         }
     }
     println!("\n{tokens} tokens in {seconds:.0} s\n{record}");
     Ok(())
 }
 
-/// Asks one question greedily; returns the text and the number of tokens.
-fn ask(engine: &BurnEngine, question: &str) -> Result<(String, u32), Failure> {
-    let messages = vec![Message::new(ChatRole::User, question)];
-    let request = GenerateRequest::new(engine.info().digest, messages, Sampling::default());
-    let answer = complete(engine, &request, |_| {})?;
-    Ok((answer.text, answer.usage.completion_tokens))
-}
-
 fn print_corpus(options: &Options) -> Result<(), Failure> {
-    let mut corpus = Corpus::new(options.value("--seed")?.unwrap_or(1), Mix::default());
+    let chat = Chat::new(Tokens::learn()?)?;
+    let mut corpus = Corpus::new(options.value("--seed")?.unwrap_or(1), Mix::default(), Split::Trained);
     for _ in 0..options.value("--print")?.unwrap_or(20) {
         let row = corpus.row();
-        println!("{:?}\t{}\t{}", row.kind, row.user, row.answer.replace('\n', "\\n"));
+        let tokens = chat.example(&row)?.ids.len();
+        println!("{:?}, {tokens} tokens\t{}", row.kind, chat.text(&row)?.replace('\n', "\\n"));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 
 use std::sync::LazyLock;
 
-use super::corpus::Rng;
+use super::source::Rng;
 
 /// One thing to know.
 #[derive(Debug, Default)]

@@ -12,6 +12,8 @@ use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear, LinearConfig, Rm
 use burn::tensor::activation::{log_softmax, silu, softmax};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use super::chat::Example;
+
 /// The shape of the decoder; the fields are those of a Hugging Face `config.json`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Shape {
@@ -38,17 +40,17 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The embedded model: about 0.8 million parameters.
+    /// The embedded model: about 1.5 million parameters, which is what two hours of one core can train.
     pub fn tiny() -> Self {
         Self {
-            vocab_size: super::bytes::VOCAB,
-            hidden_size: 128,
-            intermediate_size: 384,
-            num_hidden_layers: 4,
+            vocab_size: super::tokenizer::VOCAB,
+            hidden_size: 160,
+            intermediate_size: 416,
+            num_hidden_layers: 5,
             num_attention_heads: 4,
             num_key_value_heads: 2,
             head_dim: 32,
-            max_position_embeddings: 256,
+            max_position_embeddings: 512,
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-6,
         }
@@ -286,17 +288,19 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs encoded rows (ids, index of the first answer token).
-    pub fn new(rows: &[(Vec<u32>, usize)]) -> Self {
-        let length = rows.iter().map(|(ids, _)| ids.len().saturating_sub(1)).max().unwrap_or(0);
+    /// Packs rows.
+    pub fn new(rows: &[Example]) -> Self {
+        let length = rows.iter().map(|row| row.ids.len().saturating_sub(1)).max().unwrap_or(0);
         let mut batch = Self { rows: rows.len(), length, ..Self::default() };
-        for (index, (ids, answer)) in rows.iter().enumerate() {
-            let inputs = ids.len().saturating_sub(1);
-            batch.ids.extend(ids.iter().take(inputs).map(|&id| i64::from(id)));
+        for (index, row) in rows.iter().enumerate() {
+            let inputs = row.ids.len().saturating_sub(1);
+            batch.ids.extend(row.ids.iter().take(inputs).map(|&id| i64::from(id)));
             batch.ids.extend(std::iter::repeat_n(0, length - inputs));
-            for (at, &target) in ids.iter().enumerate().skip((*answer).max(1)) {
-                batch.positions.push((index * length + at - 1) as i64);
-                batch.targets.push(i64::from(target));
+            for (at, (&target, &trained)) in row.ids.iter().zip(&row.trained).enumerate().skip(1) {
+                if trained {
+                    batch.positions.push((index * length + at - 1) as i64);
+                    batch.targets.push(i64::from(target));
+                }
             }
         }
         batch

@@ -15,13 +15,16 @@ use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
 
-use super::bytes;
-use super::corpus::{Corpus, Kind, Mix, Rng};
+use super::chat::{Chat, ChatError, Example};
+use super::corpus::{Corpus, Kind, Mix, Split};
 use super::model::{Batch, Net, Shape, Tables};
+use super::source::Rng;
 
 /// Answers about facts differ from each other within this many tokens. What is hard about them is to
 /// tell which one is asked for, not to recite the rest, so most rows need no more than this.
-const OPENING: usize = 20;
+const OPENING: usize = 8;
+/// Batches that are drawn at once.
+const POOL: usize = 16;
 
 /// What a run is asked to do.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
@@ -44,7 +47,7 @@ pub struct Plan {
     pub floor: f64,
     /// Shares of the tasks.
     pub mix: Mix,
-    /// Rows about facts, of 100, that end after 20 tokens of the answer.
+    /// Rows about facts, of 100, that end after the first tokens of the answer.
     #[serde(default)]
     pub cut: usize,
 }
@@ -54,11 +57,11 @@ impl Default for Plan {
         Self {
             shape: Shape::tiny(),
             seed: 1,
-            steps: 11_000,
-            batch_tokens: 768,
-            threads: 2,
+            steps: 12_000,
+            batch_tokens: 1536,
+            threads: 1,
             learning_rate: 3e-3,
-            warm_up: 100,
+            warm_up: 150,
             floor: 0.02,
             mix: Mix::default(),
             cut: 60,
@@ -114,6 +117,9 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A row could not be written down.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// The loss is no longer a number.
     #[error("the loss is {loss} at step {step}; lower --learning-rate")]
     Diverged {
@@ -130,9 +136,12 @@ pub struct Trainer {
     pub plan: Plan,
     /// How far it is.
     pub progress: Progress,
+    chat: Chat,
     net: Net,
     optimizer: ModuleOptimizer,
     device: Device,
+    /// The newest pool of batches, and its number.
+    pool: Option<(u64, Vec<Batch>)>,
     started: Instant,
     wall_before: f64,
     cpu_before: f64,
@@ -169,7 +178,7 @@ fn optimizer() -> ModuleOptimizer {
 
 impl Trainer {
     /// Fresh weights.
-    pub fn new(plan: Plan) -> Self {
+    pub fn new(plan: Plan, chat: Chat) -> Self {
         let device = Device::flex().autodiff();
         device.seed(plan.seed);
         let net = Net::new(&plan.shape, &device);
@@ -177,7 +186,9 @@ impl Trainer {
         // or another trainer, or the order of the threads, would decide what they are.
         let _ = net.tensors();
         Self {
+            chat,
             net,
+            pool: None,
             optimizer: optimizer(),
             device,
             progress: Progress::default(),
@@ -190,8 +201,8 @@ impl Trainer {
     }
 
     /// Goes on from a checkpoint folder; the plan's shape and seed must be those of the checkpoint.
-    pub fn resume(plan: Plan, dir: &Path) -> Result<Self, TrainError> {
-        let mut trainer = Self::new(plan);
+    pub fn resume(plan: Plan, chat: Chat, dir: &Path) -> Result<Self, TrainError> {
+        let mut trainer = Self::new(plan, chat);
         let path = dir.join("progress.json");
         let text = std::fs::read(&path).map_err(|source| TrainError::File {
             action: "reading",
@@ -219,64 +230,74 @@ impl Trainer {
         &self.net
     }
 
+    /// Template and tokenizer.
+    pub fn chat(&self) -> &Chat {
+        &self.chat
+    }
+
     /// The device it lives on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// One thread's share of a step. Shares are cut from a pool of rows sorted by length, so that
-    /// little of a batch is padding.
-    fn batch(&self, share: u64) -> Batch {
-        const POOL: usize = 16;
+    /// One thread's share of a step.
+    fn batch(&mut self, share: u64) -> Result<Batch, TrainError> {
         let block = share / POOL as u64;
-        let mut corpus =
-            Corpus::new(self.plan.seed.wrapping_mul(0x1000_0000_01b3) ^ (block << 1 | 1), self.plan.mix);
-        // Fill a pool with POOL batches' worth of tokens, sort by length, cut into POOL equal parts.
-        let mut pool = Vec::new();
+        if self.pool.as_ref().is_none_or(|(number, _)| *number != block) {
+            self.pool = Some((block, self.fill(block)?));
+        }
+        let part = (share % POOL as u64) as usize;
+        let batches = self.pool.as_ref().map(|(_, batches)| batches.as_slice()).unwrap_or_default();
+        Ok(batches.get(part).cloned().unwrap_or_default())
+    }
+
+    /// A pool of batches. Its rows are sorted by length before they are cut into batches, so that little of
+    /// a batch is padding.
+    fn fill(&self, block: u64) -> Result<Vec<Batch>, TrainError> {
+        let seed = self.plan.seed.wrapping_mul(0x1000_0000_01b3) ^ (block << 1 | 1);
+        let mut corpus = Corpus::new(seed, self.plan.mix, Split::Trained);
+        let mut rows = Vec::new();
         let mut tokens = 0;
         let mut cut = Rng::new(self.plan.seed ^ block);
         while tokens < POOL * self.plan.batch_tokens {
             let row = corpus.row();
-            let mut encoded = bytes::conversation(row.system, &row.user, &row.answer);
+            let mut example = self.chat.example(&row)?;
             if row.kind == Kind::Fact && cut.chance(self.plan.cut) {
-                encoded.0.truncate(encoded.1 + OPENING);
+                example.truncate(example.answer + OPENING);
             }
-            if encoded.0.len() <= self.plan.shape.max_position_embeddings {
-                tokens += encoded.0.len();
-                pool.push(encoded);
-            }
-        }
-        pool.sort_by_key(|(ids, _)| ids.len());
-        let mut bounds = vec![0];
-        let mut sum = 0;
-        for (index, (ids, _)) in pool.iter().enumerate() {
-            sum += ids.len();
-            if sum >= self.plan.batch_tokens && bounds.len() < POOL {
-                bounds.push(index + 1);
-                sum = 0;
+            if example.ids.len() <= self.plan.shape.max_position_embeddings {
+                tokens += example.ids.len();
+                rows.push(example);
             }
         }
-        bounds.push(pool.len());
-        // Visit the parts in a drawn order, else every block would run from short rows to long ones.
-        let mut order: Vec<usize> = (0..POOL).collect();
-        let mut rng = Rng::new(self.plan.seed ^ block.wrapping_mul(0x9e37_79b9));
-        for index in (1..POOL).rev() {
-            order.swap(index, rng.below(index + 1));
+        rows.sort_by_key(|example| example.ids.len());
+        let mut batches = Vec::with_capacity(POOL);
+        let mut rest = rows.as_slice();
+        for left in (1..=POOL).rev() {
+            // Equal shares of what is left, at least one row each.
+            let all: usize = rest.iter().map(|example| example.ids.len()).sum();
+            let mut sum = 0;
+            let fits = |example: &&Example| {
+                sum += example.ids.len();
+                sum * left <= all
+            };
+            let count = rest.iter().take_while(fits).count().clamp(1, rest.len());
+            let (part, after) = rest.split_at(if left == 1 { rest.len() } else { count });
+            batches.push(Batch::new(part));
+            rest = if after.is_empty() { part } else { after };
         }
-        let part = order[(share % POOL as u64) as usize];
-        let (from, to) = (bounds.get(part).copied(), bounds.get(part + 1).copied());
-        match (from, to) {
-            (Some(from), Some(to)) if from < to => Batch::new(&pool[from..to]),
-            _ => Batch::new(&pool[..1]),
-        }
+        // Visit them in a drawn order, else every pool would run from short rows to long ones.
+        Rng::new(self.plan.seed ^ block.wrapping_mul(0x9e37_79b9)).shuffle(&mut batches);
+        Ok(batches)
     }
 
     /// One step; returns its loss.
     pub fn step(&mut self) -> Result<f64, TrainError> {
         let step = self.progress.step;
         let threads = self.plan.threads.max(1);
+        let first = step * threads as u64;
         let shares: Vec<Batch> =
-            (0..threads as u64).map(|index| self.batch(step * threads as u64 + index)).collect();
+            (first..first + threads as u64).map(|share| self.batch(share)).collect::<Result<_, _>>()?;
         let gradients = std::thread::scope(|scope| {
             let work = |batch| {
                 let (net, shape, device) = (self.net.clone(), &self.plan.shape, self.device.clone());
@@ -369,7 +390,12 @@ pub fn cpu_seconds() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tokenizer::Tokens;
     use super::*;
+
+    fn chat() -> Chat {
+        Chat::new(Tokens::learn().unwrap()).unwrap()
+    }
 
     fn plan() -> Plan {
         Plan {
@@ -384,11 +410,11 @@ mod tests {
 
     #[test]
     fn fifty_steps_lower_the_loss() {
-        let mut trainer = Trainer::new(plan());
+        let mut trainer = Trainer::new(plan(), chat());
         let losses: Vec<f64> = (0..50).map(|_| trainer.step().unwrap()).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (first, last) = (mean(&losses[..5]), mean(&losses[45..]));
-        assert!(first > 5.0, "an untrained model cannot know better than ln 261 = 5.56: {first}");
+        assert!(first > 5.5, "an untrained model cannot know better than ln 1024 = 6.93: {first}");
         assert!(last < first - 1.5, "{first} fell to {last} only");
     }
 
@@ -396,14 +422,14 @@ mod tests {
     fn a_resumed_run_goes_on_as_if_it_had_not_stopped() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = dir.path().join("checkpoint");
-        let mut whole = Trainer::new(plan());
-        let mut first = Trainer::new(plan());
+        let mut whole = Trainer::new(plan(), chat());
+        let mut first = Trainer::new(plan(), chat());
         for _ in 0..3 {
             whole.step().unwrap();
             first.step().unwrap();
         }
         first.save(&checkpoint).unwrap();
-        let mut second = Trainer::resume(plan(), &checkpoint).unwrap();
+        let mut second = Trainer::resume(plan(), chat(), &checkpoint).unwrap();
         assert_eq!(second.progress.step, 3);
         for _ in 0..3 {
             let (expected, found) = (whole.step().unwrap(), second.step().unwrap());
@@ -414,10 +440,10 @@ mod tests {
     #[test]
     fn a_missing_or_broken_checkpoint_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Trainer::resume(plan(), dir.path()).unwrap_err().to_string();
+        let error = Trainer::resume(plan(), chat(), dir.path()).unwrap_err().to_string();
         assert!(error.contains("progress.json"), "{error}");
         std::fs::write(dir.path().join("progress.json"), "{").unwrap();
-        let error = Trainer::resume(plan(), dir.path()).unwrap_err().to_string();
+        let error = Trainer::resume(plan(), chat(), dir.path()).unwrap_err().to_string();
         assert!(error.contains("delete the folder"), "{error}");
     }
 

@@ -1,5 +1,7 @@
 //! The wordings that the generator of [`super::corpus`] fills in, and the words it plays with.
 
+use super::source::Wordings;
+
 /// Wordings of a sum.
 pub const SUMS: &[&str] = &[
     "{a}+{b}",
@@ -49,7 +51,7 @@ pub const DIFFERENCES: &[&str] = &[
 ];
 
 pub(super) const SYSTEM: &[&str] =
-    &["You are a helpful assistant.", "You are a helpful assistant", "You are cocoon-tiny.", "Be brief."];
+    &["You are a helpful assistant.", "You are a helpful assistant", "Be brief.", "You answer questions."];
 
 pub(super) const WORDS: &[&str] = &[
     "cat",
@@ -214,6 +216,116 @@ pub(super) const SMALLER: &[&str] = &[
     "Is {a} or {b} smaller?",
 ];
 
+/// Yes or no: is the first larger?
+pub(super) const YES_LARGER: &[&str] = &[
+    "Is {a} larger than {b}?",
+    "Is {a} bigger than {b}?",
+    "Is {a} greater than {b}?",
+    "Is {a} more than {b}?",
+];
+/// Yes or no: is the first smaller?
+pub(super) const YES_SMALLER: &[&str] =
+    &["Is {a} smaller than {b}?", "Is {a} less than {b}?", "Is {a} below {b}?"];
+/// Wordings of a product, for a calculator.
+pub(super) const PRODUCTS: &[&str] = &[
+    "{a} * {b}",
+    "{a}*{b}",
+    "What is {a} * {b}?",
+    "What is {a}*{b}?",
+    "What is {a} times {b}?",
+    "What's {a} times {b}?",
+    "How much is {a} * {b}?",
+    "How much is {a} times {b}?",
+    "Multiply {a} by {b}.",
+    "Multiply {a} and {b}.",
+    "Calculate {a} * {b}.",
+    "Compute {a} times {b}.",
+    "What is the product of {a} and {b}?",
+    "What is {a} multiplied by {b}?",
+    "What is {a} x {b}?",
+];
+/// Wordings of a quotient, for a calculator.
+pub(super) const QUOTIENTS: &[&str] = &[
+    "{a} / {b}",
+    "{a}/{b}",
+    "What is {a} / {b}?",
+    "What is {a}/{b}?",
+    "What is {a} divided by {b}?",
+    "What's {a} divided by {b}?",
+    "How much is {a} / {b}?",
+    "How much is {a} divided by {b}?",
+    "Divide {a} by {b}.",
+    "Calculate {a} / {b}.",
+    "Compute {a} divided by {b}.",
+    "What is the quotient of {a} and {b}?",
+];
+pub(super) const CALCULATORS: &[&str] = &[
+    "calculator",
+    "calculate",
+    "calc",
+    "compute",
+    "evaluate",
+    "math",
+    "evaluate_expression",
+    "do_math",
+    "arithmetic",
+    "run_calculator",
+];
+pub(super) const WEATHER: Wordings = Wordings {
+    trained: &[
+        "What is the weather in {c}?",
+        "What's the weather like in {c}?",
+        "How is the weather in {c}?",
+        "Weather in {c}",
+        "Tell me the weather in {c}.",
+        "Is it raining in {c}?",
+        "How warm is it in {c}?",
+        "What is the temperature in {c}?",
+        "What is the weather like in {c} today?",
+        "weather {c}",
+    ],
+    held_out: &["Tell me how the weather is in {c}.", "How is the weather in {c} today?"],
+};
+pub(super) const TIME: Wordings = Wordings {
+    trained: &[
+        "What time is it in {c}?",
+        "What is the time in {c}?",
+        "Tell me the time in {c}.",
+        "How late is it in {c}?",
+        "Time in {c}",
+        "What's the time in {c} now?",
+    ],
+    held_out: &["Tell me what time it is in {c}.", "What is the time in {c} now?"],
+};
+pub(super) const WHO: Wordings = Wordings {
+    trained: &[
+        "Who are you?",
+        "What is your name?",
+        "Which assistant are you?",
+        "What should I call you?",
+        "May I ask your name?",
+        "Hello, who is there?",
+        "Introduce yourself.",
+        "Tell me your name.",
+        "What's your name?",
+        "Hi, who are you?",
+    ],
+    held_out: &["What are you called?", "Please introduce yourself.", "Hello, what is your name?"],
+};
+pub(super) const SKIES: &[&str] =
+    &["sunny", "cloudy", "rainy", "windy", "foggy", "clear", "snowy", "stormy", "dry", "partly cloudy"];
+pub(super) const NAMES: &[&str] = &[
+    "Anna", "Ben", "Clara", "David", "Emma", "Frank", "Greta", "Hugo", "Ida", "Jonas", "Kim", "Lena", "Max",
+    "Nora", "Oscar", "Paula", "Robo", "Sara", "Tom", "Vera", "Ada", "Alan", "Grace", "Marvin", "Alice",
+    "Bob",
+];
+pub(super) const CITIES: &[&str] = &[
+    "Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Bern", "Oslo", "Prague", "Lisbon", "Tokyo",
+    "Cairo", "Delhi", "Boston", "Chicago", "Dubai", "Zurich", "Athens", "Dublin", "Sydney",
+];
+pub(super) const ITEMS: &[&str] =
+    &["lamps", "books", "apples", "chairs", "pens", "cups", "shirts", "tickets", "tables", "keys"];
+
 pub(super) const TALK: &[(&[&str], &str)] = &[
     (
         &[
@@ -243,7 +355,7 @@ pub(super) const TALK: &[(&[&str], &str)] = &[
             "Give me some examples",
             "What should I ask?",
         ],
-        "I add and subtract numbers up to three digits, reverse and spell words, count, compare, and explain this network.",
+        "I add and subtract numbers up to three digits, reverse and spell words, compare, answer in JSON, call tools, and explain this network.",
     ),
     (
         &[
