@@ -22,6 +22,11 @@ pub fn link_frame(bytes: &[u8]) {
     one::<ToHost>(bytes);
 }
 
+/// What an inference server sends: events, and what is in them.
+pub fn server_events(bytes: &[u8]) {
+    crate::enclave::remote::fuzz(bytes);
+}
+
 /// A configuration file.
 pub fn config_file(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {

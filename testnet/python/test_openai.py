@@ -13,7 +13,7 @@ def client(testnet):
 
 QUESTION = [{"role": "user", "content": "What is 12+34?"}]
 # A long answer, in which the same letters come again and again.
-LONG = [{"role": "user", "content": "What is a voucher?"}]
+LONG = [{"role": "user", "content": "What is a voucher? Answer in upper case."}]
 # Nothing that the model was trained on, so that it is of many minds.
 OPEN = [{"role": "user", "content": "Sing of sea, salt & zebras"}]
 # With temperature 2 and this nucleus no two seeds agree for long.
@@ -96,12 +96,9 @@ def test_max_tokens_ends_the_answer_with_length(client):
 
 
 def test_a_stop_string_ends_the_answer_before_it(client):
-    whole = client.chat.completions.create(model="cocoon-tiny", messages=QUESTION, temperature=0)
-    text = whole.choices[0].message.content
+    text = greedy(client, LONG).choices[0].message.content
     stop = text[3:6]
-    answer = client.chat.completions.create(
-        model="cocoon-tiny", messages=QUESTION, temperature=0, stop=stop
-    )
+    answer = greedy(client, LONG, stop=stop)
     assert answer.choices[0].message.content == text[: text.index(stop)]
 
 
@@ -145,7 +142,7 @@ def test_max_completion_tokens_is_the_newer_name_of_max_tokens(client):
 
 
 def test_logprobs_have_openai_s_shape(client):
-    answer = greedy(client, logprobs=True, top_logprobs=4)
+    answer = greedy(client, LONG, logprobs=True, top_logprobs=4)
     content = answer.choices[0].logprobs.content
     assert len(content) == answer.usage.completion_tokens
     text = b"".join(bytes(entry.bytes or []) for entry in content).decode()
@@ -234,7 +231,7 @@ def test_penalties_change_a_repetitive_answer_and_repeat_themselves(client):
 
 
 def test_logit_bias_bans_and_favours_tokens(client):
-    # The embedded model's ids are bytes.
+    # The first 256 ids of the embedded model are bytes, and digits are always written as such.
     plain = greedy(client).choices[0].message.content
     assert "4" in plain
     without = greedy(client, logit_bias={str(ord("4")): -100}).choices[0].message.content
@@ -242,7 +239,7 @@ def test_logit_bias_bans_and_favours_tokens(client):
     only = greedy(client, logit_bias={str(ord("z")): 100}, max_tokens=4).choices[0].message.content
     assert only == "zzzz"
     with pytest.raises(openai.BadRequestError) as refused:
-        greedy(client, logit_bias={"261": 1})
+        greedy(client, logit_bias={"100000": 1})
     assert refused.value.param == "logit_bias"
 
 
@@ -252,9 +249,11 @@ def test_the_common_extensions_work(client):
     for options in [{"top_k": 1}, {"min_p": 1}]:
         answer = client.chat.completions.create(extra_body=options, **hot)
         assert answer.choices[0].message.content == plain, options
-    stopped = greedy(client, extra_body={"stop_token_ids": [ord("4")]})
+    # Upper case is rare enough to be spelled letter by letter.
+    spelled = greedy(client, LONG).choices[0].message.content
+    stopped = greedy(client, LONG, extra_body={"stop_token_ids": [ord("R")]})
     assert stopped.choices[0].finish_reason == "stop"
-    assert stopped.choices[0].message.content == plain[: plain.index("4")]
+    assert stopped.choices[0].message.content == spelled[: spelled.index("R")]
     with pytest.raises(openai.BadRequestError) as refused:
         greedy(client, extra_body={"repetition_penalty": 0})
     assert refused.value.param == "repetition_penalty"

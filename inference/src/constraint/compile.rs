@@ -74,11 +74,11 @@ fn after(thoughts: Thoughts, grammar: &mut TopLevelGrammar) {
     let ReasoningMarks { open, close } = thoughts.marks;
     let (open, close) = (Value::from(open), Value::from(close));
     let start = match thoughts.opened {
-        true => "start: thoughts".to_owned(),
-        false => format!("start: ({open} thoughts)?"),
+        true => "start: thoughts GAP @answer".to_owned(),
+        // Without thoughts nothing comes before the answer, not even space.
+        false => format!("start: ({open} thoughts GAP)? @answer"),
     };
-    let prelude =
-        format!("{start} GAP @answer\nthoughts[suffix={close}]: /(?s:.*)/\nGAP: /[\\x20\\n]{{0,8}}/\n");
+    let prelude = format!("{start}\nthoughts[suffix={close}]: /(?s:.*)/\nGAP: /[\\x20\\n]{{0,8}}/\n");
     if let Some(answer) = grammar.grammars.first_mut() {
         answer.name = Some("answer".into());
     }

@@ -34,7 +34,7 @@ pub struct ToolDefinition {
 }
 
 impl ToolDefinition {
-    /// Checks every bound; the error names the field under `path`, such as `tools[1]`.
+    /// Checks every bound; the error names the field under `path`, such as `tools[1].function`.
     pub fn validate(&self, path: &str) -> Result<(), RequestError> {
         name(&self.name, &format!("{path}.name"))?;
         let description = self.description.as_deref().unwrap_or_default();
@@ -83,10 +83,10 @@ pub fn validate_tools(tools: &[ToolDefinition]) -> Result<(), RequestError> {
     };
     at_most("tools", tools.iter().map(size).sum(), MAX_TOOLS_BYTES)?;
     for (i, tool) in tools.iter().enumerate() {
-        tool.validate(&format!("tools[{i}]"))?;
+        tool.validate(&format!("tools[{i}].function"))?;
         if tools.iter().take(i).any(|other| other.name == tool.name) {
             let why = format!("{:?} is defined twice; give each function its own name", tool.name);
-            return Err(RequestError::invalid(format!("tools[{i}].name"), why));
+            return Err(RequestError::invalid(format!("tools[{i}].function.name"), why));
         }
     }
     Ok(())
@@ -213,13 +213,13 @@ mod tests {
         let deep = format!("{}1{}", "{\"a\":".repeat(70), "}".repeat(70));
         let deep = ToolDefinition { parameters: Some(deep), ..tool("a") };
         for (tools, expected) in [
-            (vec![tool("")], "tools[0].name"),
-            (vec![tool("a"), tool("a b")], "tools[1].name"),
-            (vec![tool("a"), tool("a")], "tools[1].name"),
-            (vec![tool(&"a".repeat(65))], "tools[0].name"),
-            (vec![long], "tools[0].description"),
-            (vec![no_schema], "tools[0].parameters"),
-            (vec![deep], "tools[0].parameters"),
+            (vec![tool("")], "tools[0].function.name"),
+            (vec![tool("a"), tool("a b")], "tools[1].function.name"),
+            (vec![tool("a"), tool("a")], "tools[1].function.name"),
+            (vec![tool(&"a".repeat(65))], "tools[0].function.name"),
+            (vec![long], "tools[0].function.description"),
+            (vec![no_schema], "tools[0].function.parameters"),
+            (vec![deep], "tools[0].function.parameters"),
             ((0..=MAX_TOOLS).map(|i| tool(&format!("t{i}"))).collect(), "tools"),
         ] {
             assert_eq!(field(validate_tools(&tools)), expected);

@@ -57,7 +57,7 @@ impl Default for Plan {
         Self {
             shape: Shape::tiny(),
             seed: 1,
-            steps: 12_000,
+            steps: 8_000,
             batch_tokens: 1536,
             threads: 1,
             learning_rate: 3e-3,

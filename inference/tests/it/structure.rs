@@ -157,8 +157,7 @@ fn beside_functions_an_answer_is_a_call_or_has_its_form() {
         }
         match said(&request, &done.text) {
             (text, calls) if calls.is_empty() => {
-                // Space may come before it, where thoughts could have been.
-                assert!(["left", "right"].contains(&text.trim()), "{}", done.text);
+                assert!(["left", "right"].contains(&text.as_str()), "{}", done.text);
                 answered += 1;
             }
             (_, calls) => {

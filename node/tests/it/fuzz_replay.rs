@@ -54,6 +54,11 @@ fn link_frames() {
 }
 
 #[test]
+fn server_events() {
+    replay("server_events", cocoon_node::fuzz::server_events);
+}
+
+#[test]
 fn configuration_files() {
     replay("config_file", cocoon_node::fuzz::config_file);
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::{alone, control, process_of, settled_on_chain, up};
 
 /// Long enough an answer to be killed in the middle of.
-const QUESTION: &str = "What is a voucher?";
+const QUESTION: &str = "What is a voucher? Answer in upper case.";
 /// The token after whose arrival the worker dies.
 const KILL_AT: usize = 10;
 

@@ -123,6 +123,11 @@ impl BurnEngine {
         Self { shared: Arc::new(Shared { frontend: Arc::new(Frontend::new(parts)), model }) }
     }
 
+    /// What it does with text.
+    pub fn frontend(&self) -> &Arc<Frontend> {
+        &self.shared.frontend
+    }
+
     /// The files that were loaded.
     pub fn manifest(&self) -> &Manifest {
         self.shared.frontend.manifest()

@@ -24,14 +24,14 @@ mod recount;
 mod sse;
 mod wire;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cocoon_inference::engine::frontend::{Begun, Frontend};
 use cocoon_inference::engine::{Executor, Logits, Resources, Shape, Started};
 use cocoon_inference::scheduler::{BlockId, Plan, Run};
-use cocoon_inference::{Engine, EngineError, GenerateRequest, ModelInfo, RequestError, Thinking};
+use cocoon_inference::{BurnEngine, Engine, EngineError, GenerateRequest, ModelInfo, RequestError, Thinking};
 
 use answer::RemoteAnswer;
 use client::{Client, News};
@@ -124,6 +124,26 @@ impl Engine for RemoteEngine {
     fn ready(&self) -> bool {
         self.healthy.load(Ordering::Relaxed)
     }
+}
+
+/// Reads bytes as a server's events: whatever they are, tokens are the model's.
+pub(crate) fn fuzz(bytes: &[u8]) {
+    static WORLD: OnceLock<Option<(Arc<Frontend>, Recount)>> = OnceLock::new();
+    let world = WORLD.get_or_init(|| {
+        let frontend = Arc::clone(BurnEngine::embedded().ok()?.frontend());
+        let recount = Recount::new(&frontend);
+        Some((frontend, recount))
+    });
+    let Some((frontend, recount)) = world else { return };
+    let read = |data: &[u8]| {
+        if let Ok(part) = wire::part(data, frontend, recount) {
+            let known = part.tokens.iter().all(|made| (made.id as usize) < frontend.vocab());
+            assert!(known, "an id that the model has not was let through");
+        }
+    };
+    read(bytes);
+    // A line that is too long ends the connection.
+    let _ = sse::Events::default().push(bytes, read);
 }
 
 /// Computes nothing: a step is over when some answer has something new.

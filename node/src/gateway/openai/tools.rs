@@ -368,7 +368,7 @@ mod tests {
         for (json, param) in [
             (r#"{"tools":1}"#.to_owned(), "tools"),
             (r#"{"tools":[{"type":"web_search"}]}"#.into(), "tools[0]"),
-            (r#"{"tools":[{"type":"function","function":{"name":"a b"}}]}"#.into(), "tools[0].name"),
+            (r#"{"tools":[{"type":"function","function":{"name":"a b"}}]}"#.into(), "tools[0].function.name"),
             (
                 r#"{"tools":[{"type":"function","function":{"name":"a","x":1}}]}"#.into(),
                 "tools[0].function.x",
