@@ -10,7 +10,7 @@ use llguidance::toktrie::{TokEnv, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 
-use super::grammar::{Grammar, GrammarError, JSON_SPACE, schema};
+use super::grammar::{Grammar, GrammarError, schema, with_bounded_space};
 use crate::reasoning::ReasoningMarks;
 
 /// Stack of the compiling thread. Pages that are not touched cost nothing.
@@ -87,8 +87,10 @@ fn after(thoughts: Thoughts, grammar: &mut TopLevelGrammar) {
 
 fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
     Ok(match grammar {
-        Grammar::JsonObject => TopLevelGrammar::from_json_schema(with_options(json!({"type": "object"}))),
-        Grammar::JsonSchema(text) => TopLevelGrammar::from_json_schema(with_options(schema(text)?)),
+        Grammar::JsonObject => {
+            TopLevelGrammar::from_json_schema(with_bounded_space(json!({"type": "object"})))
+        }
+        Grammar::JsonSchema(text) => TopLevelGrammar::from_json_schema(with_bounded_space(schema(text)?)),
         Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
         Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         Grammar::Choice(texts) => {
@@ -96,14 +98,6 @@ fn top_level(grammar: &Grammar) -> Result<TopLevelGrammar, GrammarError> {
             TopLevelGrammar::from_regex(&format!("(?:{})", any.join("|")))
         }
     })
-}
-
-/// The compiler reads its options from the schema, which is a stranger's: ours replace them.
-fn with_options(mut schema: Value) -> Value {
-    if let Some(fields) = schema.as_object_mut() {
-        fields.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_SPACE}));
-    }
-    schema
 }
 
 /// A regular expression of a text: whatever could mean something is written as its code point.

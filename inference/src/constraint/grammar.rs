@@ -5,7 +5,7 @@
 
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::RequestError;
 
@@ -18,7 +18,15 @@ pub const MAX_REGEX_BYTES: usize = 4 * 1024;
 pub const MAX_SCHEMA_DEPTH: usize = 64;
 /// Space between the parts of JSON: as people and printers write it, on one line or indented. A weak model that may
 /// write any space at all goes on with it to the end of its answer.
-pub(crate) const JSON_SPACE: &str = r"\x20|\x0A(\x20{0,16}|\x09{0,4})";
+const JSON_SPACE: &str = r"\x20|\x0A(\x20{0,16}|\x09{0,4})";
+/// A schema for a compiler: its options are read from the schema, which is a stranger's, so ours replace them.
+pub fn with_bounded_space(mut schema: Value) -> Value {
+    if let Some(fields) = schema.as_object_mut() {
+        fields.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_SPACE}));
+    }
+    schema
+}
+
 /// Most texts to choose from.
 pub const MAX_CHOICES: usize = 256;
 /// Most `$ref`s. Each may be resolved inside another, and every level takes a little stack.

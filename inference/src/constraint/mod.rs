@@ -27,8 +27,10 @@ mod state;
 #[cfg(feature = "engine")]
 mod vocabulary;
 
-pub(crate) use grammar::JSON_SPACE;
-pub use grammar::{Grammar, GrammarError, MAX_CHOICES, MAX_GRAMMAR_BYTES, MAX_REGEX_BYTES, MAX_SCHEMA_DEPTH};
+pub use grammar::{
+    Grammar, GrammarError, MAX_CHOICES, MAX_GRAMMAR_BYTES, MAX_REGEX_BYTES, MAX_SCHEMA_DEPTH,
+    with_bounded_space,
+};
 #[cfg(feature = "engine")]
 pub use state::{Constraint, ConstraintError};
 #[cfg(feature = "engine")]

@@ -6,7 +6,7 @@
 use serde_json::{Value, json};
 
 use super::{ToolChoice, ToolDefinition, ToolFormat};
-use crate::constraint::{Grammar, GrammarError, JSON_SPACE};
+use crate::constraint::{Grammar, GrammarError, with_bounded_space};
 
 /// What the answer must be under this choice, or nothing if it may be anything. With `parallel`, several
 /// calls may follow each other where not one function is named.
@@ -42,10 +42,10 @@ pub fn optional(
         return Err(GrammarError::Refused(why.into()));
     }
     let answer = match answer {
-        Grammar::JsonObject => format!("%json {}", bounded(json!({"type": "object"}))),
+        Grammar::JsonObject => format!("%json {}", with_bounded_space(json!({"type": "object"}))),
         Grammar::JsonSchema(schema) => {
             let schema = serde_json::from_str(schema).map_err(|e| GrammarError::NotASchema(e.to_string()))?;
-            format!("%json {}", bounded(schema))
+            format!("%json {}", with_bounded_space(schema))
         }
         Grammar::Regex(regex) => format!("/{}/", regex.replace('/', "\\/").replace('\n', "\\x0A")),
         Grammar::Choice(texts) => {
@@ -99,15 +99,7 @@ fn arguments(tool: &ToolDefinition) -> Value {
         // A function's arguments are an object, even where the schema forgets to say so.
         fields.entry("type").or_insert_with(|| "object".into());
     }
-    bounded(schema)
-}
-
-/// A schema to be embedded: space is bounded as it is in [`Grammar::JsonSchema`].
-fn bounded(mut schema: Value) -> Value {
-    if let Some(fields) = schema.as_object_mut() {
-        fields.insert("x-guidance".into(), json!({"whitespace_pattern": JSON_SPACE}));
-    }
-    schema
+    with_bounded_space(schema)
 }
 
 #[cfg(all(test, feature = "engine"))]

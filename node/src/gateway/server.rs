@@ -21,6 +21,7 @@ use axum::{
 use cocoon_client::{AnswerEvent, ChatRequest, LightPeer, ModelListing};
 use cocoon_payments::{NanoTon, token_cost};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::watch};
 
@@ -29,7 +30,7 @@ use super::{
     openai::{
         choice::Choice,
         error::ApiError,
-        request::{self, ChatCompletion},
+        request::{self, CacheKey, ChatCompletion},
         response::{self, Chunks, Used},
     },
     spend::Spend,
@@ -95,7 +96,7 @@ impl Gateway {
         let address = listener.local_addr().map_err(bind)?;
         let guards = GuardConfig::loopback(address.port(), Some(config.api_key.clone()));
         let spend = Arc::new(Spend::new(config.spend_cap));
-        let state = Arc::new(Shared { peer, spend, deadline: config.deadline });
+        let state = Arc::new(Shared { peer, spend, deadline: config.deadline, secret: rand::random() });
         let router = Router::new()
             .route("/v1/chat/completions", post(chat))
             .route("/v1/models", get(models))
@@ -132,6 +133,19 @@ struct Shared {
     peer: LightPeer,
     spend: Arc<Spend>,
     deadline: Duration,
+    /// Keeps the keys of this gateway's cached prompts apart from everybody else's.
+    secret: [u8; 32],
+}
+
+impl Shared {
+    fn cache_key(&self, key: &CacheKey) -> String {
+        match key {
+            CacheKey::Shared(key) => key.clone(),
+            CacheKey::Own(key) => {
+                hex::encode(Sha256::new_with_prefix(self.secret).chain_update(key).finalize())
+            }
+        }
+    }
 }
 
 async fn chat(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
@@ -157,7 +171,7 @@ async fn answer(shared: Arc<Shared>, id: &str, body: &[u8]) -> Result<Response, 
     let max_cost = reservation.share(choices)?;
     let (seed, created): (u64, u64) = (rand::random(), unix_now());
     let ask = |choice| ChatRequest {
-        cache_key: cache_key.clone(),
+        cache_key: cache_key.as_ref().map(|key| shared.cache_key(key)),
         model: model.clone(),
         messages: messages.clone(),
         sampling: sampling.of_choice(choice, seed),

@@ -160,8 +160,7 @@ fn ad(
             price_cached_input: worker.prices.cached_input,
             price_output: worker.prices.output,
         }],
-        // Before the first report of load, an idle engine is assumed.
-        free_slots: if load == Default::default() { hello.slots } else { load.free_slots },
+        free_slots: load.free_slots,
         queue_delay_ms: load.queue_ms,
         tokens_per_second: load.tokens_per_second,
         evidence_digest: evidence.digest,

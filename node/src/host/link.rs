@@ -180,6 +180,8 @@ impl Keeper {
                     (pause, said) = (BACKOFF.0, false);
                     tracing::info!(model = hello.model, tee = hello.tee, "the enclave is connected");
                     self.state.send_modify(|state| {
+                        // Before its first report of load, an idle engine is assumed.
+                        state.load = Load { free_slots: hello.slots, ..Load::default() };
                         state.hello = Some(hello);
                         state.connection += 1;
                     });

@@ -51,6 +51,12 @@ enum Manner {
     ForeignIds,
     /// Has no room.
     Full,
+    /// Follows a form that is "left".
+    Form,
+    /// Stops in the middle of it.
+    HalfForm,
+    /// Sends everything in one event.
+    Burst,
 }
 
 struct Server {
@@ -113,6 +119,22 @@ fn compute(server: &Server, ids: Vec<u32>, most: u64, send: &dyn Fn(String) -> b
     let most = if server.manner == Manner::Generous { most + 500 } else { most };
     for made in 0..most {
         match server.manner {
+            Manner::Form | Manner::HalfForm => {
+                for piece in
+                    if server.manner == Manner::Form { &["l", "e", "f", "t"][..] } else { &["l", "e"] }
+                {
+                    send(event((*piece).into(), Some(tokenizer.encode(piece).unwrap()[0]), None));
+                }
+                send(event(String::new(), None, Some("stop")));
+                return;
+            }
+            Manner::Burst => {
+                let ids = vec![tokenizer.encode("a").unwrap()[0]; usize::try_from(most).unwrap()];
+                let choice =
+                    json!({"text": "a".repeat(ids.len()), "token_ids": ids, "finish_reason": "length"});
+                send(format!("data: {}\n\n", json!({"choices": [choice]})));
+                return;
+            }
             Manner::Garbage => {
                 send("data: {\"choices\": 7}\n\n".into());
                 return;
@@ -352,6 +374,63 @@ async fn a_server_that_ignores_a_form_is_found_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_form_is_ordered_as_a_whole_and_released_as_it_is_paid() {
+    for (manner, whole) in [(Manner::Form, true), (Manner::HalfForm, false)] {
+        let world = world(manner).await;
+        let mut request = world.request("Which way?");
+        request.structure.grammar = Some(Grammar::Choice(vec!["left".into(), "right".into()]));
+        request.sampling.max_tokens = Some(50);
+        let runner = world.runner();
+        let (job, mut events) = submit(&runner, request.clone());
+        let mut made = Vec::new();
+        for paid in [1, 2] {
+            job.allow(paid);
+            while made.len() < paid as usize {
+                match event(&mut events).await {
+                    Event::Prepared { .. } => {}
+                    Event::Tokens(tokens) => made.extend(tokens),
+                    end => panic!("{end:?}"),
+                }
+            }
+            assert_eq!(made.len(), paid as usize);
+        }
+        job.allow(u32::MAX);
+        let (tokens, end) = rest(&mut events).await;
+        made.extend(tokens);
+        assert_eq!(*world.server.orders.lock().unwrap(), [50]);
+        if whole {
+            let Event::Finished { reason: FinishReason::Stop, text, .. } = end else { panic!("{end:?}") };
+            let said = made.into_iter().map(|token| token.text).collect::<String>() + &text;
+            assert_eq!(said, "left");
+        } else {
+            let Event::Failed(why) = end else { panic!("{end:?}") };
+            assert!(why.contains("before its form was complete"), "{why}");
+        }
+        request.prefix = made_prefix(&world);
+        let (_job, mut events) = submit(&runner, request);
+        let (_, end) = rest(&mut events).await;
+        assert!(matches!(end, Event::Rejected(_)), "a server cannot begin in the middle of a form: {end:?}");
+    }
+}
+
+fn made_prefix(world: &World) -> Vec<u32> {
+    world.server.engine.tokenizer().encode("l").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_tokens_in_one_event_are_handed_on() {
+    let world = world(Manner::Burst).await;
+    let mut request = world.request("Go on.");
+    request.sampling.max_tokens = Some(300);
+    let runner = world.runner();
+    let (job, mut events) = submit(&runner, request);
+    job.allow(u32::MAX);
+    let (tokens, end) = rest(&mut events).await;
+    assert!(matches!(end, Event::Finished { reason: FinishReason::Length, .. }), "{end:?}");
+    assert_eq!(tokens.len(), 300);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_fault_of_a_server_is_told_apart() {
     for (manner, expected) in [
         (Manner::Refuses, "HTTP status 500: {\"error\":{\"message\":\"the cache is on fire\"}}"),
@@ -359,7 +438,7 @@ async fn each_fault_of_a_server_is_told_apart() {
         (Manner::Garbage, "an event is not its API's"),
         (Manner::Generous, "more than were ordered"),
         (Manner::ForeignIds, "ids that the model has not"),
-        (Manner::Full, "no room"),
+        (Manner::Full, "without a token"),
     ] {
         let world = world(manner).await;
         let runner = world.runner();

@@ -46,6 +46,14 @@ impl Writer {
         Ok(self.constraint.as_mut().map(Constraint::allowed).transpose()?)
     }
 
+    /// Whether the answer may end here: what must have a form has all of it.
+    ///
+    /// # Errors
+    /// If that takes too long to find out.
+    pub fn may_end(&mut self) -> Result<bool, EngineError> {
+        Ok(self.constraint.as_mut().map(Constraint::is_complete).transpose()?.unwrap_or(true))
+    }
+
     /// Whether a token ends the answer, as no part of it.
     pub fn ends(&self, id: u32) -> bool {
         self.frontend.end_tokens.contains(&id) || self.stop_token_ids.contains(&id)

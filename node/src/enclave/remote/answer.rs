@@ -9,9 +9,14 @@ use cocoon_inference::engine::{Answer, Next};
 use cocoon_inference::scheduler::Salt;
 use cocoon_inference::{EngineError, Token};
 
-use super::client::{Client, Item, Stream};
+use super::client::{Client, Item, Reading, Stream};
 use super::recount::Recount;
 use super::wire::{End, Made, Order};
+
+/// Orders in a row that may bring nothing.
+const EMPTY_ORDERS: u32 = 2;
+/// Tokens that a character may take.
+const CHARACTER: u32 = 4;
 
 /// One answer.
 pub(super) struct RemoteAnswer {
@@ -22,8 +27,10 @@ pub(super) struct RemoteAnswer {
     client: Arc<Client>,
     recount: Arc<Recount>,
     stream: Option<Stream>,
-    /// Whether the current order brought anything.
-    served: bool,
+    /// Most tokens of the answer, those of a prefix included.
+    limit: u32,
+    /// Orders in a row that brought nothing: the last one counts as such until it does.
+    empty: u32,
     /// Tokens that arrived and were not asked for yet.
     ready: VecDeque<Made>,
     /// The model ended its turn after them.
@@ -37,6 +44,7 @@ impl RemoteAnswer {
         writer: Writer,
         order: Order,
         ids: Vec<u32>,
+        limit: u32,
         client: Arc<Client>,
         recount: Arc<Recount>,
     ) -> Self {
@@ -48,7 +56,8 @@ impl RemoteAnswer {
             client,
             recount,
             stream: None,
-            served: false,
+            limit,
+            empty: 0,
             ready,
             ended: false,
             failed: None,
@@ -58,12 +67,25 @@ impl RemoteAnswer {
     fn token(&mut self, made: Made) -> Result<Next, EngineError> {
         let Made { id, logprobs } = made;
         if self.writer.ends(id) {
-            return Ok(Next::End);
+            return self.end();
         }
         let text = self.writer.push(id)?;
         self.ids.push(id);
+        // There may be more of it, which nobody else would wake up for.
+        self.client.news().tell();
         let token = Token { id, text, logprobs };
         Ok(if self.writer.is_complete() { Next::Last(token) } else { Next::Token(token) })
+    }
+
+    /// The model ended its turn. A form that it left unfinished is the server's fault.
+    fn end(&mut self) -> Result<Next, EngineError> {
+        match self.writer.may_end()? {
+            true => Ok(Next::End),
+            false => Err(EngineError::Server(
+                "it ended the answer before its form was complete; it does not follow `structured_outputs`"
+                    .into(),
+            )),
+        }
     }
 
     /// Takes what arrived, up to the next tokens.
@@ -76,14 +98,15 @@ impl RemoteAnswer {
             };
             match item {
                 Item::Tokens(tokens) => {
-                    self.served = true;
+                    self.empty = 0;
                     self.ready.extend(tokens);
                     continue;
                 }
                 Item::End(End::Stop) => self.ended = true,
-                // An order that brings nothing would be repeated for ever.
-                Item::End(End::Length) if !self.served => {
-                    let why = "it has no room for another token of this answer";
+                // A server may hold the beginning of a character back until it has the rest. More than that, and
+                // orders that bring nothing would be repeated for ever.
+                Item::End(End::Length) if self.empty > EMPTY_ORDERS => {
+                    let why = "it ended several orders without a token; its context may be full";
                     self.failed = Some(EngineError::Server(why.into()));
                 }
                 Item::End(End::Length) => {}
@@ -100,7 +123,7 @@ impl Answer for RemoteAnswer {
         match (self.ready.pop_front(), &self.failed) {
             (Some(made), _) => self.token(made),
             (None, Some(why)) => Err(why.clone()),
-            (None, None) if self.ended => Ok(Next::End),
+            (None, None) if self.ended => self.end(),
             (None, None) => Ok(Next::Later),
         }
     }
@@ -115,10 +138,21 @@ impl Answer for RemoteAnswer {
         if waits {
             return;
         }
-        self.served = false;
+        let tokens = match self.order.whole {
+            // All of it at once. What is not paid for yet waits here.
+            true => self.limit.saturating_sub(self.writer.made()).max(tokens),
+            false => tokens.saturating_add(CHARACTER * self.empty),
+        };
+        self.empty += 1;
         let (order, ids) = (&self.order, &self.ids);
         let body = |model: &str| order.body(model, ids, tokens, salt);
-        let frontend = Arc::clone(self.writer.frontend());
-        self.stream = Some(self.client.order(body, tokens, frontend, Arc::clone(&self.recount)));
+        let reading = Reading {
+            frontend: Arc::clone(self.writer.frontend()),
+            recount: Arc::clone(&self.recount),
+            prompt: ids.len(),
+            tokens,
+            top: order.top,
+        };
+        self.stream = Some(self.client.order(body, reading));
     }
 }

@@ -34,7 +34,8 @@ pub(super) struct News {
 }
 
 impl News {
-    fn tell(&self) {
+    /// There is something for somebody.
+    pub(super) fn tell(&self) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         *count = count.wrapping_add(1);
         self.more.notify_all();
@@ -102,6 +103,11 @@ impl Client {
         name.clone_into(&mut self.model);
     }
 
+    /// Whether this is the model that is asked for.
+    pub(super) fn serves(&self, model: &Served) -> bool {
+        model.name == self.model
+    }
+
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }
@@ -136,7 +142,8 @@ impl Client {
                 return Err(format!("HTTP status {}", response.status().as_u16()));
             }
             let body = body(response, MAX_ABOUT).await?;
-            serde_json::from_slice::<Models>(&body).map_err(|e| format!("its list of models: {e}"))
+            serde_json::from_slice::<Models>(&body)
+                .map_err(|e| format!("its list of models: {}", short(&e.to_string())))
         };
         let models = timeout(CONNECT, asked).await.map_err(|_| "no answer in time".to_owned())??;
         let served =
@@ -145,19 +152,12 @@ impl Client {
     }
 
     /// Orders tokens.
-    pub(super) fn order(
-        &self,
-        body: impl FnOnce(&str) -> Value,
-        tokens: u32,
-        frontend: Arc<Frontend>,
-        recount: Arc<Recount>,
-    ) -> Stream {
+    pub(super) fn order(&self, body: impl FnOnce(&str) -> Value, reading: Reading) -> Stream {
         let (sender, items) = channel();
         let request = self.http.post(format!("{}/completions", self.base)).json(&body(&self.model));
         let news = Arc::clone(&self.news);
         let task = self.runtime.spawn(async move {
-            let most = (tokens as usize).saturating_add(SLACK);
-            let last = match serve(request, most, &frontend, &recount, &sender, &news).await {
+            let last = match serve(request, &reading, &sender, &news).await {
                 Ok(end) => Item::End(end),
                 Err(why) => Item::Failed(why),
             };
@@ -169,30 +169,45 @@ impl Client {
     }
 }
 
+/// How the answer to an order is read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) frontend: Arc<Frontend>,
+    pub(super) recount: Arc<Recount>,
+    /// Ids that were sent.
+    pub(super) prompt: usize,
+    /// Tokens that were ordered.
+    pub(super) tokens: u32,
+    /// Alternatives that were asked for, if log-probabilities were.
+    pub(super) top: Option<u8>,
+}
+
 /// Passes on what the server sends, up to its end.
 async fn serve(
     request: reqwest::RequestBuilder,
-    most: usize,
-    frontend: &Frontend,
-    recount: &Recount,
+    reading: &Reading,
     sender: &Sender<Item>,
     news: &News,
 ) -> Result<End, String> {
+    let Reading { frontend, recount, prompt, tokens, top } = reading;
+    let most = (*tokens as usize).saturating_add(SLACK);
     let late = |_| format!("it sent nothing for {} s", IDLE.as_secs());
     let mut response = timeout(IDLE, request.send()).await.map_err(late)?.map_err(|e| reason(&e))?;
     let status = response.status();
     if !status.is_success() {
+        // Its words may quote the prompt, so that they are for the asker alone.
+        tracing::warn!(status = status.as_u16(), "the inference server refused an order");
         let said = body(response, 4096).await.unwrap_or_default();
         return Err(format!("HTTP status {}: {}", status.as_u16(), short(&String::from_utf8_lossy(&said))));
     }
-    let (mut events, mut count, mut end) = (Events::default(), 0, None);
+    let (mut events, mut count, mut end) = (Events::new(*prompt), 0, None);
     while end.is_none() {
         let chunk = timeout(IDLE, response.chunk()).await.map_err(late)?.map_err(|e| reason(&e))?;
         let Some(chunk) = chunk else { return Err("it broke off in the middle of an answer".into()) };
         let (mut tokens, mut failed) = (Vec::new(), None);
         let cut = events.push(&chunk, |data| {
             if failed.is_none() && end.is_none() {
-                match part(data, frontend, recount) {
+                match part(data, frontend, recount, *top) {
                     Ok(part) => {
                         tokens.extend(part.tokens);
                         end = part.end;

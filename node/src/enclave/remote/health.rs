@@ -72,12 +72,13 @@ pub(super) fn watch(client: Arc<Client>, healthy: Arc<AtomicBool>) -> Watch {
         loop {
             tokio::time::sleep(SERVING).await;
             misses = match client.models().await {
-                Ok(_) => 0,
-                Err(why) => {
+                Ok(models) if models.iter().any(|model| client.serves(model)) => 0,
+                other => {
                     if misses + 1 == MISSES {
+                        let why = other.err().unwrap_or_else(|| "it serves other models now".into());
                         tracing::warn!(
                             why,
-                            "the inference server does not answer; no requests are taken until it does"
+                            "the inference server is gone; no places are offered until it is back"
                         );
                     }
                     (misses + 1).min(MISSES)
@@ -85,7 +86,7 @@ pub(super) fn watch(client: Arc<Client>, healthy: Arc<AtomicBool>) -> Watch {
             };
             let before = healthy.swap(misses < MISSES, Ordering::Relaxed);
             if !before && misses == 0 {
-                tracing::info!("the inference server answers again");
+                tracing::info!("the inference server is back");
             }
         }
     });

@@ -104,10 +104,15 @@ impl Engine for RemoteEngine {
                        off by `chat_template_kwargs`";
             return Err(RequestError::invalid("response_format", why));
         }
+        if grammar.is_some() && !sequence.prefix.is_empty() {
+            // A server's grammar begins where its own tokens do.
+            let why = "an answer that must have a form cannot be continued by this engine; ask again from its beginning";
+            return Err(RequestError::invalid("prefix", why));
+        }
         let order = wire::Order::new(&request.sampling, grammar.as_ref());
         let ids = [sequence.prompt.as_slice(), &sequence.prefix].concat();
         let (client, recount) = (Arc::clone(&self.client), Arc::clone(&self.recount));
-        let answer = RemoteAnswer::new(writer, order, ids, client, recount);
+        let answer = RemoteAnswer::new(writer, order, ids, sequence.limit, client, recount);
         Ok(Started { sequence, form, answer: Box::new(answer) })
     }
 
@@ -136,14 +141,14 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     });
     let Some((frontend, recount)) = world else { return };
     let read = |data: &[u8]| {
-        if let Ok(part) = wire::part(data, frontend, recount) {
+        if let Ok(part) = wire::part(data, frontend, recount, Some(2)) {
             let known = part.tokens.iter().all(|made| (made.id as usize) < frontend.vocab());
             assert!(known, "an id that the model has not was let through");
         }
     };
     read(bytes);
     // A line that is too long ends the connection.
-    let _ = sse::Events::default().push(bytes, read);
+    let _ = sse::Events::new(0).push(bytes, read);
 }
 
 /// Computes nothing: a step is over when some answer has something new.

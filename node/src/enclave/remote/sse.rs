@@ -1,12 +1,15 @@
 //! Server-sent events, as inference servers write them: lines of `data: …`, and nothing else that matters.
 
-/// Longest line: alternatives of a token take a few kilobytes.
+/// Longest line, beside what repeats the prompt: alternatives of a token take a few kilobytes.
 const MAX_LINE: usize = 1 << 20;
+/// Longest text of an id, with what separates it from the next.
+const ID_BYTES: usize = 16;
 
 /// Cuts bytes into the data of events.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Events {
     line: Vec<u8>,
+    longest: usize,
 }
 
 /// A line that is longer than any event.
@@ -14,6 +17,11 @@ pub(super) struct Events {
 pub(super) struct TooLong;
 
 impl Events {
+    /// For the answer to a prompt of so many ids, which some servers send back in an event.
+    pub(super) fn new(prompt: usize) -> Self {
+        Self { line: Vec::new(), longest: MAX_LINE.saturating_add(prompt.saturating_mul(ID_BYTES)) }
+    }
+
     /// Takes what arrived, and calls `event` with the data of each event that it completes.
     pub(super) fn push(&mut self, bytes: &[u8], mut event: impl FnMut(&[u8])) -> Result<(), TooLong> {
         let mut rest = bytes;
@@ -30,7 +38,7 @@ impl Events {
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), TooLong> {
-        if self.line.len() + bytes.len() > MAX_LINE {
+        if self.line.len() + bytes.len() > self.longest {
             return Err(TooLong);
         }
         self.line.extend_from_slice(bytes);
@@ -45,7 +53,7 @@ mod tests {
     use super::*;
 
     fn all(chunks: &[&[u8]]) -> Vec<Vec<u8>> {
-        let (mut events, mut found) = (Events::default(), Vec::new());
+        let (mut events, mut found) = (Events::new(0), Vec::new());
         for chunk in chunks {
             events.push(chunk, |data| found.push(data.to_vec())).unwrap();
         }
@@ -63,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_line_without_an_end_is_refused() {
-        let mut events = Events::default();
+        let mut events = Events::new(0);
         let chunk = vec![b'x'; MAX_LINE / 2];
         assert!(events.push(&chunk, |_| ()).is_ok());
         assert!(events.push(&chunk, |_| ()).is_ok());

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use cocoon_inference::constraint::Grammar;
+use cocoon_inference::constraint::{Grammar, with_bounded_space};
 use cocoon_inference::engine::frontend::Frontend;
 use cocoon_inference::limits::{LOWEST_LOGPROB, MAX_PIECE_BYTES};
 use cocoon_inference::scheduler::Salt;
@@ -18,6 +18,10 @@ use super::recount::Recount;
 pub(super) struct Order {
     common: Map<String, Value>,
     seed: u64,
+    /// How many alternatives to report beside each token.
+    pub(super) top: Option<u8>,
+    /// The answer must have a form. A server's grammar begins anew with every order, so there can be one only.
+    pub(super) whole: bool,
 }
 
 impl Order {
@@ -30,12 +34,9 @@ impl Order {
         put("frequency_penalty", sampling.frequency_penalty.into());
         put("presence_penalty", sampling.presence_penalty.into());
         put("repetition_penalty", sampling.repetition_penalty.into());
-        if sampling.top_k > 0 {
-            put("top_k", sampling.top_k.into());
-        }
-        if sampling.min_p > 0.0 {
-            put("min_p", sampling.min_p.into());
-        }
+        // Left out, they would be what the model's folder or the server recommends.
+        put("top_k", if sampling.top_k > 0 { json!(sampling.top_k) } else { json!(-1) });
+        put("min_p", sampling.min_p.into());
         if !sampling.logit_bias.is_empty() {
             put("logit_bias", json!(sampling.logit_bias));
         }
@@ -53,7 +54,7 @@ impl Order {
         if let Some(grammar) = grammar {
             put("structured_outputs", structured(grammar));
         }
-        Self { common, seed: sampling.seed }
+        Self { common, seed: sampling.seed, top: sampling.logprobs, whole: grammar.is_some() }
     }
 
     /// The order of at most `tokens` tokens that follow `ids`.
@@ -76,9 +77,10 @@ impl Order {
 
 fn structured(grammar: &Grammar) -> Value {
     match grammar {
-        Grammar::JsonObject => json!({"json_object": true}),
+        // With the space that the enclave allows, for servers whose grammars are llguidance's too.
+        Grammar::JsonObject => json!({"json": with_bounded_space(json!({"type": "object"}))}),
         Grammar::JsonSchema(schema) => {
-            json!({"json": serde_json::from_str::<Value>(schema).unwrap_or_default()})
+            json!({"json": with_bounded_space(serde_json::from_str(schema).unwrap_or_default())})
         }
         Grammar::Regex(regex) => json!({"regex": regex}),
         Grammar::Lark(grammar) => json!({"grammar": grammar}),
@@ -144,12 +146,18 @@ struct Entry {
     top_logprobs: Vec<Entry>,
 }
 
-/// Reads the data of an event.
-pub(super) fn part(data: &[u8], frontend: &Frontend, recount: &Recount) -> Result<Part, String> {
+/// Reads the data of an event. `top` is how many alternatives were asked for, if log-probabilities were.
+pub(super) fn part(
+    data: &[u8],
+    frontend: &Frontend,
+    recount: &Recount,
+    top: Option<u8>,
+) -> Result<Part, String> {
     if data == b"[DONE]" {
         return Ok(Part { tokens: Vec::new(), end: None });
     }
-    let chunk: Chunk = serde_json::from_slice(data).map_err(|e| format!("an event is not its API's: {e}"))?;
+    let chunk: Chunk = serde_json::from_slice(data)
+        .map_err(|e| format!("an event is not its API's: {}", short(&e.to_string())))?;
     if let Some(error) = chunk.error {
         return Err(short(
             error.get("message").and_then(Value::as_str).unwrap_or("it failed while answering"),
@@ -166,7 +174,12 @@ pub(super) fn part(data: &[u8], frontend: &Frontend, recount: &Recount) -> Resul
         Some(other) => return Err(format!("it ended the answer by {:?}", short(other))),
     };
     let entries = choice.logprobs.as_ref().and_then(|likely| likely.content.as_deref());
-    let named = entries.map(|entries| entries.iter().map(|entry| entry.id).collect());
+    let spells = |ids: &Vec<u32>| {
+        let pieces = ids.iter().flat_map(|&id| frontend.tokenizer().bytes(id));
+        pieces.copied().eq(choice.text.bytes())
+    };
+    // Where a character took several tokens, llama.cpp names the last of them alone.
+    let named = entries.map(|entries| entries.iter().map(|entry| entry.id).collect()).filter(spells);
     let ids: Vec<u32> = match choice.token_ids.or(named) {
         Some(ids) if ids.iter().any(|&id| id as usize >= frontend.vocab()) => {
             return Err("it sent ids that the model has not; it serves another one".into());
@@ -178,6 +191,15 @@ pub(super) fn part(data: &[u8], frontend: &Frontend, recount: &Recount) -> Resul
     };
     let mut likely =
         choice.logprobs.map(|likely| likely.read(ids.len(), frontend, recount)).unwrap_or_default();
+    if let Some(top) = top {
+        for (_, alternatives) in &mut likely {
+            // Some add the sampled token to the most likely ones, or do not sort them.
+            alternatives.sort_by(|a, b| b.logprob.total_cmp(&a.logprob).then(a.id.cmp(&b.id)));
+            alternatives.truncate(top.into());
+        }
+    } else {
+        likely.clear();
+    }
     let made = |(i, id): (usize, u32)| Made {
         id,
         logprobs: likely.get_mut(i).map(|(logprob, top)| {
@@ -190,25 +212,22 @@ pub(super) fn part(data: &[u8], frontend: &Frontend, recount: &Recount) -> Resul
 impl Likely {
     /// One entry for each of `count` ids. Where the server counts otherwise, the first has what there is.
     fn read(self, count: usize, frontend: &Frontend, recount: &Recount) -> Vec<(f32, Vec<Alternative>)> {
-        if let Some(entries) = self.content {
-            return entries.into_iter().take(count).map(|entry| entry.read(frontend)).collect();
-        }
-        let mut tops = self.top_logprobs.unwrap_or_default().into_iter();
-        let mut all: Vec<_> = self
-            .token_logprobs
-            .into_iter()
-            .take(self.tokens.len())
-            .map(|logprob| {
-                let alternatives = tops.next().flatten().unwrap_or_default();
-                let named = alternatives.into_iter().filter_map(|(token, logprob)| {
-                    let id = id(&token, frontend, recount)?;
-                    Some(Alternative { id, logprob: bounded(logprob), bytes: piece(frontend, id) })
+        let mut all: Vec<_> = match self.content {
+            Some(entries) => entries.into_iter().map(|entry| entry.read(frontend)).collect(),
+            None => {
+                let mut tops = self.top_logprobs.unwrap_or_default().into_iter();
+                let logprobs = self.token_logprobs.into_iter().take(self.tokens.len());
+                let read = logprobs.map(|logprob| {
+                    let named = tops.next().flatten().unwrap_or_default().into_iter();
+                    let known = named.filter_map(|(token, logprob)| {
+                        let id = id(&token, frontend, recount)?;
+                        Some(Alternative { id, logprob: bounded(logprob), bytes: piece(frontend, id) })
+                    });
+                    (bounded(logprob.unwrap_or(0.0)), known.collect())
                 });
-                let mut top: Vec<Alternative> = named.collect();
-                top.sort_by(|a, b| b.logprob.total_cmp(&a.logprob).then(a.id.cmp(&b.id)));
-                (bounded(logprob.unwrap_or(0.0)), top)
-            })
-            .collect();
+                read.collect()
+            }
+        };
         if all.len() != count {
             let sum = bounded(all.iter().map(|(logprob, _)| logprob).sum());
             let top = all.into_iter().next().map(|(_, top)| top).unwrap_or_default();
@@ -272,7 +291,7 @@ mod tests {
 
     fn read(data: &str) -> Result<Part, String> {
         let (frontend, recount) = world();
-        part(data.as_bytes(), &frontend, &recount)
+        part(data.as_bytes(), &frontend, &recount, Some(2))
     }
 
     fn one(data: &str) -> Made {
@@ -302,6 +321,18 @@ mod tests {
         }
         let text = r#"{"choices":[{"text":"a","finish_reason":null}]}"#;
         assert_eq!(one(text), Made { id: a, logprobs: None });
+        // Three alternatives where two were asked for, and a name that does not spell the text.
+        let more = format!(
+            r#"{{"choices":[{{"text":"é","finish_reason":null,"logprobs":{{"content":[{{"id":{a},"logprob":-0.5,
+            "top_logprobs":[{{"id":99,"logprob":-3.0}},{{"id":98,"logprob":-2.0}},{{"id":{a},"logprob":-0.5}}]}}]}}}}]}}"#
+        );
+        let part = read(&more).unwrap();
+        let spelled: Vec<u8> =
+            part.tokens.iter().flat_map(|made| frontend.tokenizer().bytes(made.id)).copied().collect();
+        assert_eq!(spelled, "é".as_bytes());
+        let top =
+            |made: &Made| made.logprobs.as_ref().map(|l| l.top.iter().map(|t| t.id).collect::<Vec<_>>());
+        assert_eq!(top(&part.tokens[0]), Some(vec![a, 98]));
     }
 
     #[test]
@@ -335,9 +366,10 @@ mod tests {
         assert_eq!(body["prompt"], json!([1, 2]));
         assert_eq!(body["max_tokens"], 5);
         assert_eq!(body["logit_bias"], json!({"9": -100.0}));
-        assert_eq!(body["structured_outputs"], json!({"json": {"type": "object"}}));
+        assert_eq!(body["structured_outputs"]["json"]["type"], "object");
         assert_eq!(body["cache_salt"], hex::encode([1; 32]));
-        assert!(body.get("min_p").is_none());
+        assert_eq!((body["min_p"].as_f64(), &body["top_k"]), (Some(0.0), &json!(7)));
+        assert!(order.whole);
         assert!(body["seed"].as_u64().unwrap() < 1 << 31);
         assert_ne!(body["seed"], order.body("m", &[1, 2, 3], 5, &Salt([1; 32]))["seed"]);
     }

@@ -24,8 +24,28 @@ pub const MAX_CHOICES: u32 = 8;
 /// OpenAI's own limits on metadata: pairs, characters of a key, characters of a value.
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
 /// Beside the sampling fields.
-const KNOWN: &[&str] =
-    &["model", "messages", "n", "stream", "stream_options", "user", "metadata", "store", "prompt_cache_key"];
+const KNOWN: &[&str] = &[
+    "model",
+    "messages",
+    "n",
+    "stream",
+    "stream_options",
+    "user",
+    "metadata",
+    "store",
+    "prompt_cache_key",
+    "shared_cache_key",
+];
+
+/// With whom an asker shares cached prompts, and hence how long they take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CacheKey {
+    /// With this gateway's other requests of the same key. Clients set it (`prompt_cache_key`) without meaning
+    /// strangers.
+    Own(String),
+    /// With everybody who names it (`shared_cache_key`).
+    Shared(String),
+}
 
 /// A chat completion request, checked field by field.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,8 +58,8 @@ pub struct ChatCompletion {
     pub sampling: SamplingFields,
     /// Functions on offer, and what the answers must look like.
     pub structure: StructureFields,
-    /// Shares cached prompts with whoever asks under the same key (`prompt_cache_key`).
-    pub cache_key: Option<String>,
+    /// With whom cached prompts are shared (`prompt_cache_key`, `shared_cache_key`).
+    pub cache_key: Option<CacheKey>,
     /// How many answers, 1 to [`MAX_CHOICES`] (`n`).
     pub choices: usize,
     /// Answer as server-sent events.
@@ -208,13 +228,21 @@ fn without_effect(fields: &Map<String, Value>) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn cache_key(fields: &Map<String, Value>) -> Result<Option<String>, ApiError> {
-    let key = optional(fields, "prompt_cache_key", Value::as_str, "a string")?;
-    if key.is_some_and(|key| !(1..=MAX_CACHE_KEY_BYTES).contains(&key.len())) {
-        let why = format!("`prompt_cache_key` must have 1 to {MAX_CACHE_KEY_BYTES} bytes");
-        return Err(ApiError::invalid(Some("prompt_cache_key"), why));
+fn cache_key(fields: &Map<String, Value>) -> Result<Option<CacheKey>, ApiError> {
+    let key = |name: &str| {
+        let key = optional(fields, name, Value::as_str, "a string")?;
+        if key.is_some_and(|key| !(1..=MAX_CACHE_KEY_BYTES).contains(&key.len())) {
+            let why = format!("`{name}` must have 1 to {MAX_CACHE_KEY_BYTES} bytes");
+            return Err(ApiError::invalid(Some(name), why));
+        }
+        Ok(key.map(str::to_owned))
+    };
+    match (key("prompt_cache_key")?, key("shared_cache_key")?) {
+        (Some(_), Some(_)) => {
+            Err(ApiError::invalid(Some("shared_cache_key"), "cannot be combined with `prompt_cache_key`"))
+        }
+        (own, shared) => Ok(own.map(CacheKey::Own).or(shared.map(CacheKey::Shared))),
     }
-    Ok(key.map(str::to_owned))
 }
 
 fn include_usage(fields: &Map<String, Value>, stream: bool) -> Result<bool, ApiError> {
@@ -275,6 +303,24 @@ mod tests {
 
     fn refused(body: &str) -> ApiError {
         parse(body.as_bytes()).unwrap_err()
+    }
+
+    #[test]
+    fn strangers_share_a_cache_only_where_they_say_so() {
+        let key = |extra: &str| {
+            let body = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"a"}}],{extra}}}"#);
+            parse(body.as_bytes()).map(|request| request.cache_key)
+        };
+        assert_eq!(key(r#""n":1"#).unwrap(), None);
+        assert_eq!(key(r#""prompt_cache_key":"k""#).unwrap(), Some(CacheKey::Own("k".into())));
+        assert_eq!(key(r#""shared_cache_key":"k""#).unwrap(), Some(CacheKey::Shared("k".into())));
+        for (extra, param) in [
+            (r#""prompt_cache_key":"""#, "prompt_cache_key"),
+            (r#""shared_cache_key":7"#, "shared_cache_key"),
+            (r#""prompt_cache_key":"k","shared_cache_key":"k""#, "shared_cache_key"),
+        ] {
+            assert_eq!(key(extra).unwrap_err().param.as_deref(), Some(param), "{extra}");
+        }
     }
 
     #[test]
