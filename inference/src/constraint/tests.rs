@@ -1,9 +1,11 @@
 // A bound on time is what some of these tests are about.
 #![allow(clippy::disallowed_methods)]
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::*;
@@ -128,8 +130,9 @@ proptest! {
         let (_, text, finished) = sample(&Grammar::JsonObject, seed);
         if finished {
             let text = String::from_utf8(text).expect("UTF-8");
-            let value: Result<Value, _> = serde_json::from_str(&text);
-            prop_assert!(value.is_ok_and(|value| value.is_object()), "{text}");
+            // Of JSON's numbers only the form is asked: most of them fit no type.
+            let value: Result<BTreeMap<String, IgnoredAny>, _> = serde_json::from_str(&text);
+            prop_assert!(value.is_ok(), "{text}");
         }
     }
 
