@@ -118,7 +118,7 @@ impl Manifest {
         for name in model_files(dir)? {
             let path = dir.join(&name);
             let entry = File::open(&path)
-                .and_then(hash_file)
+                .and_then(|file| Entry::of(file, |_| ()))
                 .map_err(|source| ManifestError::Io { path: path.display().to_string(), source })?;
             manifest.files.insert(name, entry);
         }
@@ -279,16 +279,20 @@ pub fn model_files(dir: &Path) -> Result<Vec<String>, ManifestError> {
     if complete { Ok(names) } else { Err(ManifestError::Empty { path: path() }) }
 }
 
-fn hash_file(mut file: File) -> io::Result<Entry> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut size = 0;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(Entry { size, sha256: hasher.finalize().into() }),
-            n => {
-                hasher.update(&buffer[..n]);
-                size += n as u64;
+impl Entry {
+    /// Reads content to its end. `progress` gets the bytes read so far.
+    pub(crate) fn of(mut content: impl Read, mut progress: impl FnMut(u64)) -> io::Result<Self> {
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        let mut size = 0;
+        loop {
+            progress(size);
+            match content.read(&mut buffer)? {
+                0 => return Ok(Entry { size, sha256: hasher.finalize().into() }),
+                n => {
+                    hasher.update(&buffer[..n]);
+                    size += n as u64;
+                }
             }
         }
     }

@@ -8,7 +8,8 @@
 //! tokenizer_config.json          chat template  → messages → prompt text            (template)
 //! ```
 //!
-//! An [`Outline`] is all of it but the weights, for models that somebody else computes. What an [`embedder`](crate::embedder) reads beside these is said there.
+//! An [`Outline`] is all of it but the weights, for models that somebody else computes. What an
+//! [`embedder`](crate::embedder) reads beside these is said there.
 //!
 //! Whoever owns the disk must not be able to show one file to the hash and another to the parser. So every byte is
 //! read once into memory of the process, and is hashed there and used from the same copy: small files as a whole, and

@@ -4,16 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::config::{ConfigError, Fields, MAX_PARAMETERS};
 use super::files::{Files, Texts, WeightFile};
 use super::{ChatTemplate, LoadError, TextTokenizer, blame};
 use crate::ModelDigest;
 use crate::manifest::{self, Entry, Manifest};
-
-/// Bytes read and hashed at a time.
-const CHUNK: usize = 1 << 20;
 
 /// What is known of a model that somebody else computes.
 #[derive(Debug)]
@@ -98,23 +93,12 @@ fn hash(
     let total = texts.bytes() + weights.iter().map(|file| file.size).sum::<u64>();
     let mut done = texts.bytes();
     let mut manifest = texts.manifest();
-    let mut buffer = vec![0; CHUNK];
     for file in weights {
-        let mut hasher = Sha256::new_with_prefix(&file.head);
-        let mut size = file.head.len() as u64;
-        let mut rest = file.rest().map_err(|e| file.error(e))?;
-        loop {
-            progress(done + size, total);
-            match rest.read(&mut buffer).map_err(|e| file.error(e))? {
-                0 => break,
-                read => {
-                    hasher.update(&buffer[..read]);
-                    size += read as u64;
-                }
-            }
-        }
-        done += size;
-        manifest.put(file.name.clone(), Entry { size, sha256: hasher.finalize().into() });
+        let content = file.rest().map(|rest| file.head.chain(rest));
+        let entry = content.and_then(|content| Entry::of(content, |read| progress(done + read, total)));
+        let entry = entry.map_err(|e| file.error(e))?;
+        done += entry.size;
+        manifest.put(file.name.clone(), entry);
     }
     Ok(manifest)
 }

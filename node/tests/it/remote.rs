@@ -237,6 +237,19 @@ async fn event(events: &mut UnboundedReceiver<Event>) -> Event {
     timeout(PATIENCE, events.recv()).await.expect("something happens").expect("there is an end")
 }
 
+/// Pays for so many tokens in all, and waits until just these have come.
+async fn pay(job: &JobHandle, events: &mut UnboundedReceiver<Event>, made: &mut Vec<Token>, paid: u32) {
+    job.allow(paid);
+    while made.len() < paid as usize {
+        match event(events).await {
+            Event::Prepared { .. } => {}
+            Event::Tokens(tokens) => made.extend(tokens),
+            end => panic!("{end:?}"),
+        }
+    }
+    assert_eq!(made.len(), paid as usize);
+}
+
 /// The rest of an answer.
 async fn rest(events: &mut UnboundedReceiver<Event>) -> (Vec<Token>, Event) {
     let mut tokens = Vec::new();
@@ -283,15 +296,7 @@ async fn no_token_is_ordered_that_is_not_paid_for() {
     let (job, mut events) = submit(&runner, world.request("What is a voucher?"));
     let mut made = Vec::new();
     for paid in [1, 4, 9] {
-        job.allow(paid);
-        while made.len() < paid as usize {
-            match event(&mut events).await {
-                Event::Prepared { .. } => {}
-                Event::Tokens(tokens) => made.extend(tokens),
-                end => panic!("{end:?}"),
-            }
-        }
-        assert_eq!(made.len(), paid as usize);
+        pay(&job, &mut events, &mut made, paid).await;
     }
     assert_eq!(*world.server.orders.lock().unwrap(), [1, 3, 5]);
     job.allow(u32::MAX);
@@ -384,15 +389,7 @@ async fn a_form_is_ordered_as_a_whole_and_released_as_it_is_paid() {
         let (job, mut events) = submit(&runner, request.clone());
         let mut made = Vec::new();
         for paid in [1, 2] {
-            job.allow(paid);
-            while made.len() < paid as usize {
-                match event(&mut events).await {
-                    Event::Prepared { .. } => {}
-                    Event::Tokens(tokens) => made.extend(tokens),
-                    end => panic!("{end:?}"),
-                }
-            }
-            assert_eq!(made.len(), paid as usize);
+            pay(&job, &mut events, &mut made, paid).await;
         }
         job.allow(u32::MAX);
         let (tokens, end) = rest(&mut events).await;
@@ -499,15 +496,7 @@ async fn a_real_server_answers_as_it_is_paid() {
         let (job, mut events) = submit(&runner, request);
         let mut made = Vec::new();
         for &paid in steps {
-            job.allow(paid);
-            while made.len() < paid as usize {
-                match event(&mut events).await {
-                    Event::Prepared { .. } => {}
-                    Event::Tokens(tokens) => made.extend(tokens),
-                    end => panic!("{end:?}"),
-                }
-            }
-            assert_eq!(made.len(), paid as usize);
+            pay(&job, &mut events, &mut made, paid).await;
         }
         job.allow(u32::MAX);
         let (tokens, end) = rest(&mut events).await;

@@ -1,6 +1,5 @@
 //! Tokens out of a decoder's logits.
 
-use crate::Token;
 use crate::engine::frontend::Writer;
 use crate::engine::logprobs::logprobs;
 use crate::engine::{Answer, EngineError, Next, Sampler};
@@ -24,13 +23,11 @@ impl Answer for BurnAnswer {
         if self.writer.ends(id) {
             return Ok(Next::End);
         }
-        let text = self.writer.push(id)?;
         self.sampler.observe(id);
         let tokenizer = self.writer.frontend().tokenizer();
         let logprobs =
             self.logprobs.map(|top| Box::new(logprobs(logits, id, top.into(), |id| tokenizer.bytes(id))));
-        let token = Token { id, text, logprobs };
-        Ok(if self.writer.is_complete() { Next::Last(token) } else { Next::Token(token) })
+        self.writer.push(id, logprobs)
     }
 
     fn finish(&mut self) -> String {

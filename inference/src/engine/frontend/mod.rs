@@ -101,6 +101,13 @@ impl Frontend {
         Self { info, vocab, end_tokens, tokenizer, template, manifest, tools, reasoning, vocabulary }
     }
 
+    /// The same with a shorter context, where whoever computes has room for less.
+    #[must_use]
+    pub fn within(mut self, context: u32) -> Self {
+        self.info.context = self.info.context.min(context);
+        self
+    }
+
     /// What the model is.
     pub fn info(&self) -> &ModelInfo {
         &self.info

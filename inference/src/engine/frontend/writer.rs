@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Frontend, count};
 use crate::constraint::Constraint;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Next};
 use crate::text::TextStream;
+use crate::{Logprobs, Token};
 
 /// One answer's text, and the form that it must have.
 #[derive(Debug)]
@@ -59,16 +60,18 @@ impl Writer {
         self.frontend.end_tokens.contains(&id) || self.stop_token_ids.contains(&id)
     }
 
-    /// Takes the next token of the answer; the text that it releases.
+    /// Takes the next token of the answer, and hands it on with the text that it releases.
     ///
     /// # Errors
     /// If it leaves the form that the answer must have.
-    pub fn push(&mut self, id: u32) -> Result<String, EngineError> {
+    pub fn push(&mut self, id: u32, logprobs: Option<Box<Logprobs>>) -> Result<Next, EngineError> {
         if let Some(constraint) = &mut self.constraint {
             constraint.accept(id)?;
         }
         self.made += 1;
-        Ok(self.text.push(self.frontend.tokenizer.bytes(id)))
+        let text = self.text.push(self.frontend.tokenizer.bytes(id));
+        let token = Token { id, text, logprobs };
+        Ok(if self.is_complete() { Next::Last(token) } else { Next::Token(token) })
     }
 
     /// Whether nothing may follow: a stop string is there, or the form is complete.

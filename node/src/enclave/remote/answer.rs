@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
 
+use cocoon_inference::EngineError;
 use cocoon_inference::engine::frontend::Writer;
 use cocoon_inference::engine::{Answer, Next};
 use cocoon_inference::scheduler::Salt;
-use cocoon_inference::{EngineError, Token};
 
 use super::client::{Client, Item, Reading, Stream};
 use super::recount::Recount;
@@ -69,12 +69,10 @@ impl RemoteAnswer {
         if self.writer.ends(id) {
             return self.end();
         }
-        let text = self.writer.push(id)?;
         self.ids.push(id);
         // There may be more of it, which nobody else would wake up for.
         self.client.news().tell();
-        let token = Token { id, text, logprobs };
-        Ok(if self.writer.is_complete() { Next::Last(token) } else { Next::Token(token) })
+        self.writer.push(id, logprobs)
     }
 
     /// The model ended its turn. A form that it left unfinished is the server's fault.

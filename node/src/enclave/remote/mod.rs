@@ -49,7 +49,6 @@ pub struct RemoteEngine {
     client: Arc<Client>,
     recount: Arc<Recount>,
     healthy: Arc<AtomicBool>,
-    context: u32,
     _health: health::Watch,
 }
 
@@ -63,17 +62,18 @@ impl RemoteEngine {
         config: &ServerConfig,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Self, RemoteError> {
-        let frontend = Arc::new(frontend);
         let mut client = Client::new(config, runtime.clone())?;
         let served = health::wait(&client, config)?;
         client.serve(&served.name);
-        let context = served.context.map_or(frontend.info().context, |n| n.min(frontend.info().context));
+        // It may have been started with room for less than the model has.
+        let frontend = Arc::new(frontend.within(served.context.unwrap_or(u32::MAX)));
+        let context = frontend.info().context;
         tracing::info!(server = %config.url, model = %served.name, context, "the inference server answers");
         let client = Arc::new(client);
         let healthy = Arc::new(AtomicBool::new(true));
         let watch = health::watch(Arc::clone(&client), Arc::clone(&healthy));
         let recount = Arc::new(Recount::new(&frontend));
-        Ok(Self { frontend, client, recount, healthy, context, _health: watch })
+        Ok(Self { frontend, client, recount, healthy, _health: watch })
     }
 }
 
@@ -89,16 +89,7 @@ impl Engine for RemoteEngine {
     }
 
     fn start(&self, request: &GenerateRequest) -> Result<Started, RequestError> {
-        let Begun { mut sequence, form, grammar, writer } = self.frontend.start(request)?;
-        // The server may have been started with room for less than the model has.
-        let prompt = u32::try_from(sequence.prompt.len()).unwrap_or(u32::MAX);
-        let room = self.context.saturating_sub(prompt);
-        let prefix = u32::try_from(sequence.prefix.len()).unwrap_or(u32::MAX);
-        if room <= prefix && !sequence.at_end && prefix < sequence.limit {
-            let prompt = prompt.saturating_add(prefix);
-            return Err(RequestError::ContextExceeded { prompt, limit: self.context });
-        }
-        sequence.limit = sequence.limit.min(room.max(prefix));
+        let Begun { sequence, form, grammar, writer } = self.frontend.start(request)?;
         if grammar.is_some() && form.reasoning == Thinking::Opened {
             let why = "the model begins with its thoughts, where its server cannot tell the form's beginning; turn them \
                        off by `chat_template_kwargs`";
@@ -118,7 +109,7 @@ impl Engine for RemoteEngine {
 
     /// The server has its own memory and its own steps; here a sequence is one block, and a prompt never cut.
     fn shape(&self) -> Shape {
-        let context = self.context;
+        let context = self.frontend.info().context;
         Shape { block_tokens: context, block_bytes: 1, prefill: context, context }
     }
 
